@@ -1,0 +1,35 @@
+"""Fixtures for all tests: a home folder of their own, and the shared real data where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def metasearch_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point METASEARCH_HOME to a fresh folder and unset METASEARCH_DATA, so that no test touches the user's own."""
+    home = tmp_path_factory.mktemp("metasearch_home")
+    monkeypatch.setenv("METASEARCH_HOME", str(home))
+    monkeypatch.delenv("METASEARCH_DATA", raising=False)
+    return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Let torch use one thread: the networks here are small, and threads that wait for each other cost more."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The data root of real images: METASEARCH_TEST_DATA, else shared/data beside the repository; skips without."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("METASEARCH_TEST_DATA") or beside)
+    if not root.is_dir():
+        pytest.skip(f"no real data: METASEARCH_TEST_DATA is not set and {beside} is not there")
+    return root

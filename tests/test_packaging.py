@@ -1,0 +1,46 @@
+"""What an installed wheel holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_search_spaces_and_cluster_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(REPOSITORY)], check=True)
+    (wheel,) = tmp_path.glob("metasearch-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("search_spaces", "cluster"):
+        files = [path.name for path in (REPOSITORY / folder).iterdir() if path.is_file()]
+        assert files
+        assert {f"metasearch/{folder}/{name}" for name in files} <= names
+    assert "metasearch/cli.py" in names
+    assert not any(name.startswith("tests/") for name in names)
+
+
+@pytest.mark.slow
+def test_presets_load_from_an_unpacked_wheel_away_from_the_checkout(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(REPOSITORY)], check=True)
+    (wheel,) = tmp_path.glob("metasearch-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = "import metasearch.search.space as s; print(s.__file__); print(*s.preset_names()); s.load_space('quick')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    where, presets = ran.stdout.splitlines()
+    assert where.startswith(str(tmp_path))
+    assert {"quick", "distill", "distill_compress", "tiny_device"} <= set(presets.split())
