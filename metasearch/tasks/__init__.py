@@ -1,0 +1,32 @@
+"""Tasks: where labelled data come from, and how they become three splits at rest.
+
+Names are imported when they are used: listing tasks needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metasearch.tasks.prepare import TaskSource, load_task
+    from metasearch.tasks.registered import REGISTERED
+    from metasearch.tasks.task import Augmentation, Normalisation, Split, Task
+
+_HOMES = {
+    "REGISTERED": "registered",
+    "Augmentation": "task",
+    "Normalisation": "task",
+    "Split": "task",
+    "Task": "task",
+    "TaskSource": "prepare",
+    "load_task": "prepare",
+}
+
+__all__ = ["REGISTERED", "Augmentation", "Normalisation", "Split", "Task", "TaskSource", "load_task"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"metasearch.tasks.{_HOMES[name]}"), name)

@@ -1,0 +1,225 @@
+"""From a TASK text and options to a prepared task: splits, resizing, subset, normalisation, fingerprint, cache.
+
+Everything is prepared once, then memory-mapped. Symbols: N examples, C channels, S the image size asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import interpolate
+
+from metasearch.errors import InputError, StorageError
+from metasearch.folders import cache_folder, home_folder
+from metasearch.tasks.prepared import Prepared, cache_key, fingerprint, publish, read_prepared, write_prepared
+from metasearch.tasks.raw import Array, RawData, RawSplit, Request, Source
+from metasearch.tasks.sources import PYTHON_PREFIX, absolute_argument, call_task_function, find_source
+from metasearch.tasks.splits import SPLITS, Chosen, Positions, choose_splits
+from metasearch.tasks.task import Augmentation, Split, Task
+
+IMAGE_SIZES = range(8, 225)
+AUGMENTATIONS = ("none", "shift", "shift+flip")
+USUAL_SHIFT = 1 / 16
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """What a task is made from; JSON-ready, so that a worker process can load the same task again.
+
+    text: a TASK, as on the command line. data_root: where registered data lie, and relative paths that the working
+    directory has not; else METASEARCH_DATA, else home_folder()/data. max_train: at most so many train examples,
+    balanced over the classes. image_size: images become (image_size, image_size), in 8..224. seed: of the splits and
+    subsets made here. augment: none, shift or shift+flip, in place of the source's own.
+    Raises InputError for an option out of its range.
+    """
+
+    text: str
+    data_root: str | None = None
+    max_train: int | None = None
+    image_size: int | None = None
+    seed: int = 0
+    download: bool = False
+    skip_corrupt: bool = False
+    augment: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_train is not None and self.max_train < 2:
+            raise InputError("max_train", "must be at least one example a class", self.max_train)
+        if self.image_size is not None and self.image_size not in IMAGE_SIZES:
+            raise InputError("image_size", f"must lie in {IMAGE_SIZES[0]}..{IMAGE_SIZES[-1]}", self.image_size)
+        if self.seed < 0:
+            raise InputError("seed", "must be at least 0", self.seed)
+        if self.augment is not None and self.augment not in AUGMENTATIONS:
+            raise InputError("augment", f"must be one of {', '.join(AUGMENTATIONS)}", self.augment)
+
+    def root(self) -> Path:
+        """Return the data root that applies here."""
+        return Path(self.data_root or os.environ.get("METASEARCH_DATA") or home_folder() / "data").expanduser()
+
+    def absolute(self) -> TaskSource:
+        """Return the same source with absolute paths, for a process in another working directory.
+
+        Raises NotFoundError for a file or folder that is not there.
+        """
+        root = Path.cwd() / self.root()
+        return replace(self, text=absolute_argument(self.text, root), data_root=str(root))
+
+
+def load_task(source: TaskSource | str) -> Task:
+    """Return the task that a source describes, from the cache where it was prepared before.
+
+    Missing splits are made, stratified by class: 1/6 of everything as test, then 1/6 of train, at most 10,000, as
+    validation. With max_train, train is cut to it and validation to max(max_train // 2, 500), both balanced over the
+    classes; test stays whole. Train and validation are shuffled, so that any leading part of them is a fair sample.
+    Raises InputError and NotFoundError for sources that break a rule or are not there, StorageError where the cache
+    cannot be written.
+    """
+    source = TaskSource(source) if isinstance(source, str) else source
+    if source.text.startswith(PYTHON_PREFIX):
+        return _given_task(source)
+    kind, argument = find_source(source.text)
+    request = Request(argument, source.root(), source.image_size, source.download, source.skip_corrupt)
+    try:
+        files = kind.locate(request)
+        options = {name: getattr(source, name) for name in ("max_train", "image_size", "seed", "skip_corrupt")}
+        key = cache_key(absolute_argument(source.text, source.root()), options, files)
+    except PermissionError as error:
+        raise InputError(source.text, f"cannot be read ({error})") from error
+    folder = cache_folder() / "tasks" / key
+    prepared = read_prepared(folder) or _prepare(folder, source, kind, request, files)
+    shape = tuple(prepared.splits["train"].inputs.shape[1:])
+    return Task(
+        name=source.text,
+        train=prepared.splits["train"],
+        validation=prepared.splits["validation"],
+        test=prepared.splits["test"],
+        class_names=prepared.class_names,
+        normalisation=prepared.normalisation,
+        augmentation=augmentation_for(shape, shift=kind.shift, flip=kind.flip, augment=source.augment),
+        fingerprint=prepared.fingerprint,
+        provenance={"source": source.text, **prepared.provenance},
+    )
+
+
+def augmentation_for(shape: tuple[int, ...], *, shift: float, flip: bool, augment: str | None) -> Augmentation:
+    """Return the augmentation of inputs of a shape: the source's own, or the one that `augment` names.
+
+    shift: the source's own, as a fraction of the shorter side. Raises InputError for vectors that are to be shifted.
+    """
+    if len(shape) != 3:
+        if augment not in (None, "none"):
+            raise InputError("augment", "vectors can neither be shifted nor flipped", augment)
+        return Augmentation()
+    if augment == "none" or (augment is None and shift == 0):
+        return Augmentation()
+    pixels = max(1, round(min(shape[1:]) * (shift or USUAL_SHIFT)))
+    return Augmentation(pixels, flip if augment is None else augment == "shift+flip")
+
+
+def resize(images: Array, size: int) -> Array:
+    """Return (n, C, size, size) uint8 from (n, C, H, W) uint8: antialiased bilinear, rounded; as is if of that size."""
+    if images.shape[2:] == (size, size):
+        return images
+    resized = interpolate(torch.from_numpy(images).float(), size=(size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _prepare(folder: Path, source: TaskSource, kind: Source, request: Request, files: tuple[Path, ...]) -> Prepared:
+    """Read, choose and write into a temporary sibling, then give it its name; return what lies there."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder.parent))
+        try:
+            scratch = temporary / "scratch"
+            scratch.mkdir()
+            raw = kind.read(request, files, scratch)
+            chosen, provenance = _chosen(raw, source)
+            size = source.image_size
+            write_prepared(
+                temporary,
+                chosen,
+                transform=(lambda images: images) if size is None else (lambda images: resize(images, size)),
+                class_names=raw.class_names,
+                provenance=provenance,
+            )
+            shutil.rmtree(scratch)
+            publish(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        hint = "METASEARCH_HOME names another place"
+        raise StorageError(f"{folder.parent}: the prepared task cannot be written ({error}); {hint}") from error
+    prepared = read_prepared(folder)
+    if prepared is None:
+        raise StorageError(f"{folder}: the prepared task cannot be read back")
+    return prepared
+
+
+def _chosen(raw: RawData, source: TaskSource) -> tuple[Chosen, dict[str, Any]]:
+    """Return which examples make up each split, and the record of how that came about; checks the options first."""
+    classes, shape = len(raw.class_names), raw.train.inputs.shape[1:]
+    if source.max_train is not None and source.max_train < classes:
+        rule = f"must be at least one example for each of the {classes} classes"
+        raise InputError("max_train", rule, source.max_train)
+    if source.image_size is not None and len(shape) != 3:
+        raise InputError("image_size", "vectors have no image size", source.image_size)
+    for name, split in (("validation", raw.validation), ("test", raw.test)):
+        other = shape if split is None else split.inputs.shape[1:]
+        comparable = len(other) == len(shape) and other[0] == shape[0] and source.image_size is not None
+        if other != shape and not comparable:
+            raise InputError(source.text, f"train and {name} must have one shape", f"train={shape}, {name}={other}")
+    chosen, sizes = choose_splits(source.text, raw, max_train=source.max_train, seed=source.seed)
+    provenance = {
+        "splits": sizes,
+        "options": {name: getattr(source, name) for name in ("max_train", "image_size", "seed")},
+        "notes": dict(raw.notes),
+    }
+    return chosen, provenance
+
+
+def _given_task(source: TaskSource) -> Task:
+    """Return a function's own task, with the options applied; its normalisation stays, its fingerprint is computed."""
+    task = call_task_function(source.text.removeprefix(PYTHON_PREFIX))
+    raws = {name: _raw_split(source.text, getattr(task, name), task) for name in SPLITS}
+    raw = RawData(raws["train"], raws["validation"], raws["test"], task.class_names)
+    if source.max_train is None and source.image_size is None:
+        splits: Mapping[str, Split] = {name: getattr(task, name) for name in SPLITS}
+    else:
+        chosen, _ = _chosen(raw, source)
+        splits = {name: _gather(*chosen[name], source.image_size) for name in SPLITS}
+    shape = tuple(splits["train"].inputs.shape[1:])
+    augmentation = task.augmentation
+    if source.augment is not None:
+        augmentation = augmentation_for(shape, shift=USUAL_SHIFT, flip=False, augment=source.augment)
+    return replace(
+        task,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        augmentation=augmentation,
+        fingerprint=fingerprint(splits, task.class_names),
+        provenance={"source": source.text, **task.provenance},
+    )
+
+
+def _raw_split(text: str, split: Split, task: Task) -> RawSplit:
+    wanted = torch.uint8 if task.is_image else torch.float32
+    if split.inputs.dtype != wanted or split.labels.dtype != torch.int64:
+        rule = "images must be uint8, vectors float32, and labels int64"
+        raise InputError(text, rule, f"inputs={split.inputs.dtype}, labels={split.labels.dtype}")
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if low < 0 or high >= task.classes:
+        raise InputError(text, f"labels must lie in 0..{task.classes - 1}", f"min={low}, max={high}")
+    return RawSplit(split.inputs.numpy(), split.labels.numpy())
+
+
+def _gather(raw: RawSplit, positions: Positions, size: int | None) -> Split:
+    inputs = raw.inputs[positions] if size is None else resize(raw.inputs[positions], size)
+    return Split(torch.from_numpy(inputs), torch.from_numpy(raw.labels[positions]))

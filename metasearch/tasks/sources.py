@@ -1,0 +1,130 @@
+"""What a TASK text may say: a registered name, or a prefix and its argument.
+
+Every source has two functions: `locate` names the files (and downloads them where that was asked for), `read` turns
+them into `RawData`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from metasearch.errors import InputError, NotFoundError
+from metasearch.tasks.idx import read_idx
+from metasearch.tasks.image_files import read_images
+from metasearch.tasks.image_folder import list_images
+from metasearch.tasks.npz import read_npz
+from metasearch.tasks.raw import RawData, Request, Source, raw_from_arrays
+from metasearch.tasks.registered import REGISTERED
+from metasearch.tasks.task import Task
+
+PYTHON_PREFIX = "python:"
+
+
+def find_source(text: str) -> tuple[Source, str]:
+    """Return the source that a TASK text names, and its argument.
+
+    Raises InputError, with the spellings there are and the nearest, for a text that names none.
+    """
+    if text in REGISTERED:
+        return REGISTERED[text], text
+    prefix, colon, argument = text.partition(":")
+    if colon and argument and prefix in PREFIXES:
+        return PREFIXES[prefix], argument
+    known = [*REGISTERED, *(f"{name}:" for name in PREFIXES), PYTHON_PREFIX]
+    near = difflib.get_close_matches(text.lower().replace("-", "_"), known, n=1)
+    near = near or difflib.get_close_matches(prefix.lower() + ":", known, n=1)
+    hint = f"folder:{text}" if Path(text).expanduser().is_dir() else near[0] if near else None
+    meant = f"; did you mean {hint}?" if hint else ""
+    raise InputError("task", f"must be one of {', '.join(known)}{meant}", text)
+
+
+def absolute_argument(text: str, data_root: Path) -> str:
+    """Return a TASK text with the paths in it made absolute, for a process in another working directory."""
+    prefix, _, argument = text.partition(":")
+    if text in REGISTERED or prefix not in PREFIXES:
+        return text
+    paths = [argument] if prefix == "folder" else argument.split(",")
+    return f"{prefix}:{','.join(str(_existing(path, data_root)) for path in paths)}"
+
+
+def call_task_function(argument: str) -> Task:
+    """Return the task that `package.module:function` returns; modules of the working directory can be imported.
+
+    Raises InputError for another spelling or result, NotFoundError where there is no such module or function.
+    """
+    place = f"{PYTHON_PREFIX}{argument}"
+    module_name, colon, function_name = argument.partition(":")
+    if not (colon and module_name and function_name):
+        raise InputError("task", "must be spelled python:package.module:function", place)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a console script, unlike `python -m`, does not look there
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise NotFoundError(f"{place}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise NotFoundError(f"{place}: the module {module_name} has no function {function_name}")
+    task = function()
+    if not isinstance(task, Task):
+        raise InputError(place, "must return a metasearch.tasks.Task", type(task).__name__)
+    return task
+
+
+def _existing(text: str, data_root: Path) -> Path:
+    """Return the absolute path of a file or folder, relative to the working directory or else to the data root."""
+    path = Path(text).expanduser()
+    candidates = [Path.cwd() / path, data_root / path]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate.resolve()
+    looked = " and ".join(str(candidate) for candidate in dict.fromkeys(candidates))
+    raise NotFoundError(f"{text}: there is no such file or folder; looked at {looked}")
+
+
+def _locate_folder(request: Request) -> tuple[Path, ...]:
+    return list_images(_existing(request.argument, request.data_root)).files
+
+
+def _read_folder(request: Request, files: tuple[Path, ...], scratch: Path) -> RawData:
+    listing = list_images(_existing(request.argument, request.data_root))
+    return read_images(listing, image_size=request.image_size, skip_corrupt=request.skip_corrupt, scratch=scratch)
+
+
+def _locate_files(request: Request, *, prefix: str, counts: tuple[int, ...]) -> tuple[Path, ...]:
+    texts = request.argument.split(",")
+    if len(texts) not in counts:
+        rule = f"takes {' or '.join(map(str, counts))} files with commas between them"
+        raise InputError(f"{prefix}:{request.argument}", rule, len(texts))
+    return tuple(_existing(text, request.data_root) for text in texts)
+
+
+def _read_npz(request: Request, files: tuple[Path, ...], scratch: Path) -> RawData:
+    return raw_from_arrays([(str(path), *read_npz(path)) for path in files])
+
+
+def _read_idx_pairs(request: Request, files: tuple[Path, ...], scratch: Path) -> RawData:
+    pairs = zip(files[::2], files[1::2], strict=True)
+    return raw_from_arrays([(str(images), read_idx(images), read_idx(labels)) for images, labels in pairs])
+
+
+PREFIXES: Mapping[str, Source] = {
+    "folder": Source("DIR: class folders of images, or train/ val/ test/ above them", _locate_folder, _read_folder),
+    "npz": Source(
+        "TRAIN.npz[,TEST.npz] with images or x, and labels or y",
+        partial(_locate_files, prefix="npz", counts=(1, 2)),
+        _read_npz,
+    ),
+    "idx": Source(
+        "IMAGES,LABELS[,IMAGES,LABELS], gzipped or not",
+        partial(_locate_files, prefix="idx", counts=(2, 4)),
+        _read_idx_pairs,
+    ),
+}
+"""What a TASK may begin with, before a colon. Beside them: `python:package.module:function`."""
