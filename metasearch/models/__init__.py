@@ -1,0 +1,58 @@
+"""Network families, each built by width and depth.
+
+Shapes: images (C, H, W) with C channels; vectors (F,). K classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from metasearch.errors import InputError
+from metasearch.models.convnet import convnet
+from metasearch.models.mlp import mlp
+
+FAMILIES: dict[str, Callable[..., nn.Module]] = {"convnet": convnet, "mlp": mlp}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A network family with its width and depth; as text, `convnet:width=16,depth=4`."""
+
+    family: str
+    width: int
+    depth: int
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise InputError("network.family", f"must be one of {', '.join(FAMILIES)}", self.family)
+        for name in ("width", "depth"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"network.{name}", "must be a whole number of at least 1", value)
+
+    @classmethod
+    def parse(cls, text: str, *, place: str = "network") -> NetworkSpec:
+        """Return the spec that a text such as `convnet:width=16,depth=4` names."""
+        match = re.fullmatch(r"(\w+):width=(\d+),depth=(\d+)", text)
+        if match is None:
+            raise InputError(place, "must look like convnet:width=16,depth=4", text)
+        return cls(match[1], int(match[2]), int(match[3]))
+
+    def __str__(self) -> str:
+        return f"{self.family}:width={self.width},depth={self.depth}"
+
+
+def build_network(spec: NetworkSpec, *, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    """Return the network of `spec` on the CPU, its weights drawn from `seed` alone.
+
+    input_shape: (C, H, W) or (F,). Maps (B, *input_shape), normalised float32, to logits (B, classes).
+    Raises InputError if the family cannot take the input shape.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
+        return FAMILIES[spec.family](input_shape=input_shape, classes=classes, width=spec.width, depth=spec.depth)

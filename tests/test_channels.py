@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from metasearch.models import NetworkSpec, build_network
+from metasearch.models.channels import channel_groups, keep_channels
+
+
+class FlatteningNetwork(nn.Sequential):
+    """Convolutions whose last feature maps are flattened, so that each channel feeds several inputs of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(2, 5, 3, padding=1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(5, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(4 * 4 * 4, 6),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.Linear(6, 3),
+        )
+
+
+def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give BatchNorm layers statistics and an affine map as after training, and return the model in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            layer.running_mean.normal_(0, 0.3, generator=generator)
+            layer.running_var.uniform_(0.2, 2, generator=generator)
+            layer.weight.data.uniform_(-1.5, 1.5, generator=generator)
+            layer.bias.data.normal_(0, 0.5, generator=generator)
+    return model.eval()
+
+
+NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "convnet of depth 1": (
+        build_network(NetworkSpec("convnet", width=3, depth=1), input_shape=(1, 8, 8), classes=3, seed=0),
+        (1, 8, 8),
+    ),
+    "convnet of depth 5": (
+        build_network(NetworkSpec("convnet", width=3, depth=5), input_shape=(3, 12, 9), classes=4, seed=1),
+        (3, 12, 9),
+    ),
+    "mlp": (build_network(NetworkSpec("mlp", width=2, depth=3), input_shape=(7,), classes=3, seed=2), (7,)),
+    "flattening": (FlatteningNetwork(), (2, 8, 8)),
+}
+for network, _ in NETWORKS.values():
+    lived_in(network)
+
+
+def masked(model: nn.Module, keep: Sequence[Tensor]) -> nn.Module:
+    """Return a copy of the same size in which BatchNorm puts out 0 for every channel that is not kept."""
+    model = copy.deepcopy(model)
+    for group, kept in zip(channel_groups(model), keep, strict=True):
+        removed = torch.ones(group.size, dtype=torch.bool)
+        removed[kept] = False
+        for name in group.norms:
+            norm = model.get_submodule(name)
+            assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+            norm.weight.data[removed] = 0
+            norm.bias.data[removed] = 0
+    return model
+
+
+def batch(shape: tuple[int, ...], count: int = 5) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_keeping_every_channel_changes_no_output(name: str) -> None:
+    model, shape = NETWORKS[name]
+    same = keep_channels(model, [torch.arange(group.size) for group in channel_groups(model)])
+    assert torch.equal(same(batch(shape)), model(batch(shape)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(name=st.sampled_from(sorted(NETWORKS)), data=st.data())
+def test_a_pruned_network_matches_the_masked_network(name: str, data: st.DataObject) -> None:
+    model, shape = NETWORKS[name]
+    keep = [
+        torch.tensor(sorted(data.draw(st.sets(st.integers(0, group.size - 1), min_size=1))))
+        for group in channel_groups(model)
+    ]
+    pruned = keep_channels(model, keep)
+    torch.testing.assert_close(pruned(batch(shape)), masked(model, keep)(batch(shape)))
+    assert [group.size for group in channel_groups(pruned)] == [len(kept) for kept in keep]
+
+
+def test_the_sizes_that_layers_report_are_those_of_their_tensors() -> None:
+    model, _ = NETWORKS["flattening"]
+    pruned = keep_channels(model, [torch.tensor([0, 2, 4]), torch.tensor([1]), torch.tensor([0, 5])])
+    first, second, hidden, last = (pruned.get_submodule(name) for name in ("0", "4", "9", "12"))
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    assert isinstance(hidden, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    assert (first.in_channels, first.out_channels, first.weight.shape) == (2, 3, (3, 2, 3, 3))
+    assert first.bias is not None
+    assert first.bias.shape == (3,)
+    assert (second.in_channels, second.out_channels, second.weight.shape) == (3, 1, (1, 3, 3, 3))
+    assert (hidden.in_features, hidden.out_features, hidden.weight.shape) == (16, 2, (2, 16))
+    assert (last.in_features, last.out_features, last.weight.shape) == (2, 3, (3, 2))
+    assert [pruned.get_submodule(name).num_features for name in ("1", "5", "10")] == [3, 1, 2]
+
+
+def test_the_network_given_stays_as_it_was() -> None:
+    model, _ = NETWORKS["mlp"]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    keep_channels(model, [torch.tensor([0])] * len(channel_groups(model)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_pruned_network_can_be_trained_on() -> None:
+    model, shape = NETWORKS["convnet of depth 5"]
+    pruned = keep_channels(model, [torch.arange(max(1, group.size // 2)) for group in channel_groups(model)])
+    pruned.train()(batch(shape)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in pruned.parameters())
+
+
+def test_groups_name_who_makes_scales_and_reads_their_channels() -> None:
+    groups = channel_groups(NETWORKS["flattening"][0])
+    assert [(g.size, g.producer, g.norms, g.consumers) for g in groups] == [
+        (5, "0", ["1"], ["4"]),
+        (4, "4", ["5"], ["9"]),
+        (6, "9", ["10"], ["12"]),
+    ]
+
+
+def test_input_and_logits_belong_to_no_group() -> None:
+    assert channel_groups(nn.Sequential(nn.Linear(4, 3))) == []
+
+
+class Doubling(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.PReLU(4), nn.Linear(4, 2)), "layer 1 (PReLU) is not known"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.PixelShuffle(1), nn.Conv2d(2, 1, 3)), "layer 1 (PixelShuffle)"),
+        (Doubling(), "operation add is not known"),
+    ],
+)
+def test_an_unknown_layer_is_a_type_error_that_names_it(model: nn.Module, message: str) -> None:
+    with pytest.raises(TypeError) as refusal:
+        channel_groups(model)
+    assert message in str(refusal.value)
+
+
+def test_a_grouped_convolution_is_refused_for_it_ties_channels_that_are_told_apart() -> None:
+    with pytest.raises(TypeError, match=r"layer 2 \(Conv2d\)"):
+        channel_groups(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten()))
