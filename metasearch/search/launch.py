@@ -1,0 +1,387 @@
+"""A search from its options to its final front: task, teacher, study, trials, final runs, controls.
+
+`launch` makes the study and drives it, `resume` drives what is there; both come to the same place, so that a search
+that was interrupted anywhere ends as one that was not.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+import numpy as np
+import torch
+from optuna.storages import RDBStorage
+from optuna.study import Study
+
+from metasearch.errors import InputError, MetasearchError, StorageError
+from metasearch.folders import home_folder
+from metasearch.models import NetworkSpec
+from metasearch.pipeline import ONNX_FILE, pipeline_steps
+from metasearch.records import Config, EpochReport, TrialResult
+from metasearch.search.controls import choose, companion, propose_control
+from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
+from metasearch.search.garbage import claim
+from metasearch.search.lease import Lease
+from metasearch.search.ledger import Ledger, Proposal, check_distinct
+from metasearch.search.objectives import Constraint
+from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
+from metasearch.search.samplers import check_sampler, make_sampler
+from metasearch.search.space import Space
+from metasearch.search.store import (
+    DESCRIPTION,
+    StudyDescription,
+    create_study,
+    description_of,
+    load_study,
+    storage_errors,
+    study_exists,
+)
+from metasearch.search.worker import TrialRequest
+from metasearch.tasks import Task, TaskSource, load_task
+from metasearch.teachers import Teacher, default_teacher, teacher_for
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them."""
+
+    source: TaskSource
+    space: Space
+    trials: int
+    name: str | None = None
+    objectives: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    sampler: str = "tpe"
+    seed: int = 0
+    teacher: str | None = None
+    device: str = "auto"
+    early_stopping: bool = False
+    timeout_s: float | None = None
+    enqueue: tuple[Config, ...] = ()
+    artefacts: str | None = None
+
+
+class Watcher:
+    """Hears how a search goes; the command line's display is one. All methods do nothing here."""
+
+    def stage(self, message: str) -> None:
+        """Hear what happens next, in a line."""
+
+    def epoch(self, report: EpochReport) -> None:
+        """Hear of an epoch of the teacher's training."""
+
+    def trials(self, ledger: Ledger, title: str) -> None:
+        """Hear of a change of the ledger."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a driven search ended. stopped: why it stopped early, "" if it is complete."""
+
+    study: Study
+    stopped: str = ""
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PipelineWorker:
+    """Opens the task and the teacher in a worker process; sent there once, the logits (as arrays) without a copy."""
+
+    source: TaskSource
+    teacher: Teacher
+    logits: dict[str, np.ndarray]
+    device: str
+    threads: int
+
+    @classmethod
+    def of(cls, source: TaskSource, teacher: Teacher, *, device: str, threads: int) -> PipelineWorker:
+        """Return the worker of a task and its teacher, whose tensors travel as arrays."""
+        logits = {name: tensor.numpy() for name, tensor in teacher.logits.items()}
+        return cls(source, replace(teacher, logits={}), logits, device, threads)
+
+    def __call__(self) -> tuple[Task, Teacher, str]:
+        """Return what every trial shares."""
+        torch.set_num_threads(self.threads)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            logits = {name: torch.from_numpy(array) for name, array in self.logits.items()}
+        return load_task(self.source), replace(self.teacher, logits=logits), self.device
+
+
+def run_request(request: TrialRequest, shared: tuple[Task, Teacher, str]) -> Generator[EpochReport, None, TrialResult]:
+    """Run one trial's pipeline in a worker."""
+    task, teacher, device = shared
+    return pipeline_steps(
+        task,
+        request.config,
+        teacher=teacher,
+        seed=request.seed,
+        device=device,
+        save_to=request.folder,
+        read_test=request.read_test,
+    )
+
+
+def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True) -> tuple[StudyDescription, str]:
+    """Check the options, describe the study and (unless a dry run) create it; return description and name."""
+    check_sampler(options.sampler)
+    if options.trials < 1:
+        raise InputError("--trials", "must be at least 1", options.trials)
+    objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
+    constraints = [*map(str, options.space.constraints), *options.constraints]
+    for text in constraints:
+        Constraint.parse(text, place="--constraint")
+    for position, config in enumerate(options.enqueue):
+        options.space.check_parameters(config, f"--enqueue[{position}]")
+    check_distinct(options.enqueue, "--enqueue")
+    source = options.source.absolute()
+    task = load_task(source)
+    teacher = options.teacher or str(default_teacher(task))
+    NetworkSpec.parse(teacher, place="--teacher")
+    name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
+    description = StudyDescription(
+        task=asdict(source),
+        fingerprint=task.fingerprint,
+        space=options.space.text,
+        space_digest=options.space.digest,
+        objectives=objectives,
+        constraints=constraints,
+        trials=options.trials,
+        seed=options.seed,
+        sampler=options.sampler,
+        teacher=teacher,
+        device=resolve_device(options.device),
+        artefacts=options.artefacts or str(home_folder() / "artefacts"),
+        early_stopping=options.early_stopping,
+        versions={name: version(name) for name in ("metasearch", "torch", "optuna", "ray")}
+        | {"python": platform.python_version()},
+        commit=_commit(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        timeout_s=options.timeout_s,
+    )
+    _check_writable(Path(description.artefacts))
+    if create:
+        with storage_errors(str(storage.url)):
+            study = create_study(storage, name, description)
+            for config in options.enqueue:
+                study.enqueue_trial(config)
+    return description, name
+
+
+def run_study(
+    storage: RDBStorage,
+    name: str,
+    *,
+    resources: Resources,
+    watcher: Watcher | None = None,
+    trials: int | None = None,
+    final: bool = True,
+) -> Outcome:
+    """Drive a study, new or interrupted, to its target, then its final runs and controls.
+
+    trials: a new, larger target. Raises StorageError while another driver runs it, InputError if its task has changed.
+    """
+    with storage_errors(str(storage.url)):
+        study = load_study(storage, name)
+        description = description_of(study)
+        if trials is not None and trials < description.trials:
+            raise InputError("--trials", f"must be at least the study's {description.trials}", trials)
+        _check_writable(Path(description.artefacts))
+        stop = StopFlag()
+        lease = Lease(study, on_stop=stop.set)
+        lease.acquire()
+        try:
+            if trials is not None and trials != description.trials:
+                description = replace(description, trials=trials)
+                study.set_user_attr(DESCRIPTION, asdict(description))
+            claim(Path(description.artefacts) / name, storage)
+            with stopping_on_signals(stop):
+                return _Search(storage, study, description, resources, watcher or Watcher(), stop).run(final=final)
+        except KeyboardInterrupt:  # while the teacher was trained, or the second one
+            return Outcome(study, stopped=stop.reason or "interrupted")
+        finally:
+            lease.release()
+
+
+@dataclass
+class _Search:
+    """One driver's run of a study."""
+
+    storage: RDBStorage
+    study: Study
+    description: StudyDescription
+    resources: Resources
+    watcher: Watcher
+    stop: StopFlag
+
+    def run(self, *, final: bool) -> Outcome:
+        d = self.description
+        source = TaskSource(**d.task)
+        self.watcher.stage(f"task {source.text}")
+        task = load_task(source)
+        if task.fingerprint != d.fingerprint:
+            raise InputError(
+                f"task {source.text}", "has changed since the study was made", f"digest={task.fingerprint[:12]}"
+            )
+        space = d.parsed_space()
+        teacher = self._teacher(task, space)
+        prepare = PipelineWorker.of(source, teacher, device=d.device, threads=self.resources.threads)
+        timer = Timer(d.timeout_s, self.stop.set, ["the time limit was reached"]) if d.timeout_s else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        with ray_running(self.resources):
+            ledger = self._ledger(self.study, d.trials, space)
+            self._drive(ledger, prepare, "search")
+            if timer is not None:
+                timer.cancel()
+            timed_out = self.stop.reason == "the time limit was reached"
+            if timed_out:
+                self.stop.clear()  # the search is over; what it found is still measured
+            complete = ledger.states["COMPLETE"] > 0
+            if final and complete and not self.stop.is_set():
+                self._final_runs(ledger, task, prepare)
+        if not self.stop.is_set() and not complete:
+            raise MetasearchError(f"study {self.study.study_name}: no trial succeeded ({_counted(ledger.failures)})")
+        return Outcome(self.study, stopped=self.stop.reason, failures=dict(ledger.failures))
+
+    def _teacher(self, task: Task, space: Space) -> Teacher:
+        spec = NetworkSpec.parse(self.description.teacher)
+        self.watcher.stage(f"teacher {spec}")
+        augmented = any(True in s.choices for s in space.settings if s.path == "augment")
+        teacher = teacher_for(
+            task,
+            spec,
+            seed=self.description.seed,
+            device=self.description.device,
+            views=augmented,
+            progress=self._epoch,
+        )
+        self.study.set_user_attr("teacher", {"spec": str(spec), "metrics": dict(teacher.metrics)})
+        return teacher
+
+    def _epoch(self, report: EpochReport) -> None:
+        self.watcher.epoch(report)
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+
+    def _ledger(self, study: Study, target: int | None, space: Space | None) -> Ledger:
+        d = self.description
+        so_far = len(study.get_trials(deepcopy=False))
+        propose: Callable[[Any], Proposal] = propose_control
+        halving = None
+        if space is not None:
+            study.sampler = make_sampler(d.sampler, seed=d.seed, trials_so_far=so_far)
+            propose = lambda trial: Proposal(space.suggest(trial))  # noqa: E731 - a def here would need its own name
+            if d.early_stopping and d.objectives[0] in {"val_accuracy", "val_balanced_accuracy"}:
+                halving = SuccessiveHalving(by_size=not SIZE_METRICS.isdisjoint(d.objectives))
+        return Ledger(
+            study,
+            propose,
+            target=target,
+            seed=d.seed,
+            objectives=tuple(d.objectives),
+            constraints=tuple(map(Constraint.parse, d.constraints)),
+            artefacts=Path(d.artefacts) / study.study_name,
+            halving=halving,
+        )
+
+    def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str) -> None:
+        self.watcher.trials(ledger, title)
+        drive(
+            ledger,
+            run_request,
+            prepare,
+            resources=self.resources,
+            stop=self.stop,
+            progress=lambda changed: self.watcher.trials(changed, title),
+        )
+
+    def _final_runs(self, ledger: Ledger, task: Task, prepare: PipelineWorker) -> None:
+        chosen = choose(ledger.front)
+        if not chosen:
+            return
+        configs = {
+            trial.number: TrialResult.from_json(trial.user_attrs["result"])
+            for trial in self.study.trials
+            if trial.number in chosen
+        }
+        runs = companion(
+            self.storage,
+            self.study,
+            self.description,
+            {n: (r.config, dict(r.metrics)) for n, r in configs.items()},
+            task,
+        )
+        books = self._ledger(runs, None, None)
+        if books.wanted:
+            self._drive(books, prepare, "final runs and controls")
+        if not self.stop.is_set():
+            self._measure_latency(ledger, runs, task, chosen)
+
+    def _measure_latency(self, ledger: Ledger, runs: Study, task: Task, chosen: list[int]) -> None:
+        """One student after the other, on an otherwise idle machine: wall clock inside parallel trials is noise."""
+        from metasearch.measure import latency_ms
+
+        self.watcher.stage("latency of the front")
+        example = task.validation.inputs[:1].numpy()
+        measured = runs.user_attrs.get("latency", {})
+        for number in ledger.front.in_order():
+            folder = ledger.folder_of(number)
+            if str(number) not in measured and folder is not None and (folder / ONNX_FILE).exists():
+                median, spread = latency_ms(folder / ONNX_FILE, example)
+                measured[str(number)] = {"median_ms": median, "spread_ms": spread}
+        runs.set_user_attr("latency", measured)
+        runs.set_user_attr("chosen", chosen)
+
+
+def _free_name(storage: RDBStorage, stem: str) -> str:
+    number = 1
+    while study_exists(storage, f"{stem}-{number}"):
+        number += 1
+    return f"{stem}-{number}"
+
+
+def resolve_device(text: str) -> str:
+    """Return cpu or cuda for auto, cpu or cuda. Raises InputError for another, or a cuda that is not there."""
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if text == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", "asks for cuda, but torch sees no such device", text)
+    if text not in {"cpu", "cuda"}:
+        raise InputError("--device", "must be auto, cpu or cuda", text)
+    return text
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that this package lies in, or "" in an installed wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"artefact folder {folder}: must be writable: {error.strerror}") from error
+
+
+def _counted(failures: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(failures.items())) or "none was finished"

@@ -1,0 +1,156 @@
+"""One live driver per study: a lease in the study's attributes, taken and renewed by compare-and-swap.
+
+Optuna's own attribute calls overwrite; here the row is inserted under its unique key, or updated only where it still
+holds what was read, so that of two drivers that start at once exactly one goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from sqlalchemy import Engine, text
+
+from metasearch.errors import StorageError
+from metasearch.search.store import STOP
+
+KEY = "lease"
+RENEW_S = 5.0
+EXPIRES_S = 60.0
+"""A driver not heard of for this long is dead. On the driver's own machine its process is looked at, too."""
+
+_held: set[str] = set()
+"""The tokens of this process. In a container a new driver often gets the very number of the dead one."""
+
+
+class Lease:
+    """Holds a study for this process until `release`; a thread renews it and watches for a request to stop.
+
+    on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost.
+    """
+
+    def __init__(self, study: Study, *, on_stop: Callable[[str], None]) -> None:
+        storage: Any = study._storage  # the cached wrapper; its backend owns the engine
+        backend = getattr(storage, "_backend", storage)
+        assert isinstance(backend, RDBStorage)
+        self._engine: Engine = backend.engine
+        self._study_id: int = study._study_id
+        self._name = study.study_name
+        self._on_stop = on_stop
+        self._identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._text = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lease. Raises StorageError while another live driver holds it."""
+        held = _read(self._engine, self._study_id, KEY)
+        if held is not None and _alive(holder := json.loads(held)):
+            raise StorageError(
+                f"study {self._name}: a driver is running (process {holder['pid']} on {holder['host']}); "
+                f"`metasearch stop {self._name}` ends it"
+            )
+        _held.add(self._identity["token"])
+        if not self._swap(held):
+            _held.discard(self._identity["token"])
+            raise StorageError(f"study {self._name}: another driver has just started")
+        self._forget_stop()
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the lease back and end the thread."""
+        self._done.set()
+        self._thread.join()
+        _held.discard(self._identity["token"])
+        # A storage that is away keeps the lease, which is then a dead driver's; why it is away was told already.
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), self._engine.begin() as connection:
+            connection.execute(
+                text("DELETE FROM study_user_attributes WHERE study_id = :id AND key = :key AND value_json = :old"),
+                {"id": self._study_id, "key": KEY, "old": self._text},
+            )
+
+    def _renew(self) -> None:
+        told = False
+        failing_since: float | None = None
+        while not self._done.wait(RENEW_S):
+            try:
+                ours = self._swap(self._text)
+                stop = _read(self._engine, self._study_id, STOP) is not None
+                failing_since = None
+            except sqlalchemy.exc.SQLAlchemyError as error:  # a storage briefly away: try until the lease runs out
+                failing_since = failing_since or time.time()
+                ours, stop = time.time() - failing_since < EXPIRES_S, False
+                if not ours and not told:
+                    told = True
+                    self._on_stop(f"the storage has been away for {EXPIRES_S:.0f} s: {getattr(error, 'orig', error)}")
+                continue
+            if (stop or not ours) and not told:
+                told = True
+                self._on_stop("stop requested" if stop else "another driver took the study")
+
+    def _swap(self, held: str | None) -> bool:
+        """Write our lease where `held` still stands (None: where nothing does); return whether that worked."""
+        new = json.dumps({**self._identity, "time": time.time()})
+        try:
+            with self._engine.begin() as connection:
+                if held is None:
+                    statement = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:id, :key, :new)"
+                else:
+                    statement = (
+                        "UPDATE study_user_attributes SET value_json = :new "
+                        "WHERE study_id = :id AND key = :key AND value_json = :held"
+                    )
+                values = {"id": self._study_id, "key": KEY, "new": new, "held": held}
+                swapped = connection.execute(text(statement), values).rowcount == 1
+        except sqlalchemy.exc.IntegrityError:
+            return False
+        if swapped:
+            self._text = new
+        return swapped
+
+    def _forget_stop(self) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(
+                text("DELETE FROM study_user_attributes WHERE study_id = :id AND key = :key"),
+                {"id": self._study_id, "key": STOP},
+            )
+
+
+def holder_of(study: Study) -> dict[str, Any] | None:
+    """Return who drives the study now (host, pid, time), or None."""
+    holder = study.user_attrs.get(KEY)
+    return holder if holder is not None and _alive(holder) else None
+
+
+def _read(engine: Engine, study_id: int, key: str) -> str | None:
+    with engine.connect() as connection:
+        found = connection.execute(
+            text("SELECT value_json FROM study_user_attributes WHERE study_id = :id AND key = :key"),
+            {"id": study_id, "key": key},
+        ).scalar()
+    return None if found is None else str(found)
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return bool(time.time() - holder["time"] < EXPIRES_S)
+    if holder["pid"] == os.getpid():
+        return holder["token"] in _held
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and somebody else's
+        pass
+    # A process that has the dead driver's number but does not renew is another program.
+    return bool(time.time() - holder["time"] < EXPIRES_S)

@@ -1,0 +1,267 @@
+"""The driver's side of a study: what is asked, adopted, told and kept. Knows Optuna and files, not Ray.
+
+Every trial that was ever asked ends exactly once: complete, pruned, or failed with a reason. What a dead driver left
+running is adopted: same number, same parameters, same seed and artefact folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from metasearch.errors import InputError
+from metasearch.records import Config, EpochReport, TrialResult
+from metasearch.search.early_stopping import SuccessiveHalving
+from metasearch.search.objectives import Constraint
+from metasearch.search.pareto import Front
+from metasearch.search.store import CURVE, FAILURE, LEFT, LOSSES, LOST, RESULT, RUN, is_finished
+
+RETRIES = 3
+"""How often a trial lost with its worker, node or driver is run again before it is a failure."""
+
+MOST_LOST = 3
+"""Trials lost to the machine in a row after which the search stops: the machine needs looking at."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration to run and how. seed: None for the trial's own, drawn from the study's seed and its number."""
+
+    config: Config
+    seed: int | None = None
+    read_test: bool = False
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """Return the seed of a trial: a function of the study's seed and the trial's number alone."""
+    return int(np.random.SeedSequence([study_seed, number]).generate_state(1)[0])
+
+
+class Ledger:
+    """The books of one study while it is driven.
+
+    propose: completes a fresh (or adopted) Optuna trial into a Proposal. target: finished trials wanted; None (of a
+    companion): whatever is queued and nothing in its place, and every complete trial keeps its artefacts rather than
+    those of the feasible front alone. objectives: metric names in the study's order. artefacts: the folder of the
+    study's artefact folders, or None.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        propose: Callable[[optuna.Trial], Proposal],
+        *,
+        target: int | None,
+        seed: int,
+        objectives: tuple[str, ...],
+        constraints: tuple[Constraint, ...] = (),
+        artefacts: Path | None = None,
+        halving: SuccessiveHalving | None = None,
+    ) -> None:
+        self.study, self.artefacts, self.halving = study, artefacts, halving
+        self._only_queued = target is None
+        self._propose, self._seed, self._objectives, self._constraints = propose, seed, objectives, constraints
+        self.front = Front.of([direction.name.lower() for direction in study.directions])
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.failures: Counter[str] = Counter()
+        self.states: Counter[str] = Counter()
+        self.running: dict[int, EpochReport | None] = {}
+        self.lost_in_a_row = 0
+        self.last_lost = ""
+        self._asked: dict[int, tuple[optuna.Trial, Proposal]] = {}
+        self._losses: Counter[int] = Counter()
+        self._again: deque[int] = deque()  # Optuna's ids of the trials to run again
+        for trial in study.get_trials(deepcopy=False):
+            self._take_in(trial)
+        queued = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        self.target = self.finished + len(self._again) + queued if target is None else target
+        self._remove_strays()
+
+    @property
+    def finished(self) -> int:
+        """Trials that count: complete, pruned, or failed by their own configuration."""
+        return sum(self.states.values())
+
+    @property
+    def wanted(self) -> int:
+        """Trials still to be asked: so many that `target` finish if none is lost, and all that are run again."""
+        return max(self.target - self.finished - len(self.running), len(self._again))
+
+    def ask(self) -> tuple[int, Proposal, int]:
+        """Return the next trial's number, proposal and seed: one lost or left running, else a new one."""
+        trial = optuna.Trial(self.study, self._again.popleft()) if self._again else self.study.ask()
+        proposal = self._propose(trial)
+        self._asked[trial.number] = trial, proposal
+        self.running[trial.number] = None
+        return trial.number, proposal, self.seed_of(trial.number, proposal)
+
+    def seed_of(self, number: int, proposal: Proposal) -> int:
+        """Return the seed that a trial is run with."""
+        return trial_seed(self._seed, number) if proposal.seed is None else proposal.seed
+
+    def folder_of(self, number: int) -> Path | None:
+        """Return the folder of a trial's artefacts."""
+        return None if self.artefacts is None else self.artefacts / f"trial-{number:05d}"
+
+    def report(self, number: int, report: EpochReport) -> bool:
+        """Take an epoch's report; return whether the trial should go on."""
+        self.running[number] = report
+        return self.halving is None or self.halving.goes_on(number, report)
+
+    def tell_result(self, number: int, result: TrialResult, worker: Mapping[str, Any]) -> None:
+        """Record a finished trial. A metric of an objective or constraint that is not finite makes it a failure."""
+        trial, _ = self._asked[number]
+        names = {*self._objectives, *(c.metric for c in self._constraints if c.metric in result.metrics)}
+        odd = sorted(name for name in names if not math.isfinite(result.metrics.get(name, math.nan)))
+        if odd:
+            self.tell_failure(number, "non_finite", f"{odd[0]} is {result.metrics.get(odd[0])}", worker)
+            return
+        for constraint in self._constraints:
+            if constraint.metric in result.metrics:
+                trial.set_constraint(str(constraint), constraint.violation(result.metrics))
+        trial.set_user_attr(RUN, dict(worker))
+        trial.set_user_attr(RESULT, result.to_json())
+        self.study.tell(trial, [result.metrics[name] for name in self._objectives])
+        self._remove_folders(self._enter(number, result))
+        self._close(number, "COMPLETE")
+
+    def tell_pruned(self, number: int, curve: list[EpochReport], worker: Mapping[str, Any]) -> None:
+        """Record a trial that early stopping ended, with its learning curve so far."""
+        trial, _ = self._asked[number]
+        trial.set_user_attr(RUN, dict(worker))
+        trial.set_user_attr(CURVE, [asdict(report) for report in curve])
+        self.study.tell(trial, state=TrialState.PRUNED)
+        self._close(number, "PRUNED")
+
+    def tell_lost(self, number: int, cause: str, worker: Mapping[str, Any]) -> None:
+        """Put a trial that was lost with its worker back at the head of the queue; RETRIES times, then it failed."""
+        trial, _ = self._asked[number]
+        if not self._count_loss(trial._trial_id, number):
+            self.tell_failure(number, LOST, cause, worker)
+            return
+        self._again.appendleft(trial._trial_id)
+        self._forget(number)
+
+    def leave_running(self) -> None:
+        """Note on the trials not ended that they are left in good order, not lost with their driver."""
+        for trial_id in [*self._again, *(trial._trial_id for trial, _ in self._asked.values())]:
+            self.study._storage.set_trial_user_attr(trial_id, LEFT, True)
+
+    def tell_failure(self, number: int, reason: str, message: str, worker: Mapping[str, Any]) -> None:
+        """Record a failed trial with its reason; one lost to the machine does not count as finished."""
+        trial, _ = self._asked[number]
+        trial.set_user_attr(RUN, dict(worker))
+        trial.set_user_attr(FAILURE, {"reason": reason, "message": message})
+        self.study.tell(trial, state=TrialState.FAIL)
+        self.failures[reason] += 1
+        self._remove_folders([number])
+        if reason == LOST:
+            self.lost_in_a_row += 1
+            self.last_lost = message
+            if self._only_queued:
+                self.target -= 1  # nothing takes its place
+            self._forget(number)
+        else:
+            self._close(number, "FAIL")
+
+    def _enter(self, number: int, result: TrialResult) -> list[int]:
+        """Enter a complete trial; return the trials off the front now, which the artefact rule drops."""
+        self.metrics[number] = metrics = dict(result.metrics)
+        known = [constraint for constraint in self._constraints if constraint.metric in metrics]
+        if any(constraint.violation(metrics) > 0 for constraint in known):
+            return [number]
+        return self.front.add(number, [metrics[name] for name in self._objectives])
+
+    def _close(self, number: int, state: str) -> None:
+        self.states[state] += 1
+        self.lost_in_a_row = 0
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        del self._asked[number]
+        del self.running[number]
+
+    def _take_in(self, trial: FrozenTrial) -> None:
+        """Enter a trial that the storage holds already."""
+        result = TrialResult.from_json(trial.user_attrs[RESULT]) if RESULT in trial.user_attrs else None
+        if trial.state == TrialState.RUNNING:
+            trial = self._settle(trial, result)
+        state = trial.state
+        if state == TrialState.FAIL:
+            self.failures[trial.user_attrs.get(FAILURE, {}).get("reason", "unknown")] += 1
+        if not is_finished(trial):
+            return
+        self.states[state.name] += 1
+        curve = [EpochReport(**report) for report in trial.user_attrs.get(CURVE, [])]
+        if result is not None:
+            self._enter(trial.number, result)
+            curve = list(result.curve)
+        if self.halving is not None:
+            self.halving.refill(trial.number, curve)
+
+    def _settle(self, trial: FrozenTrial, result: TrialResult | None) -> FrozenTrial:
+        """Queue a trial that a dead driver left running, or end it where only the telling was missing."""
+        values = None
+        if result is not None:
+            state, values = TrialState.COMPLETE, [result.metrics[name] for name in self._objectives]
+        elif CURVE in trial.user_attrs:
+            state = TrialState.PRUNED
+        elif FAILURE in trial.user_attrs:
+            state = TrialState.FAIL
+        else:
+            self._losses[trial.number] = trial.user_attrs.get(LOSSES, 0)
+            if trial.user_attrs.get(LEFT):
+                self.study._storage.set_trial_user_attr(trial._trial_id, LEFT, False)
+                again = True
+            else:
+                again = self._count_loss(trial._trial_id, trial.number)
+            if again:
+                self._again.append(trial._trial_id)
+                return trial
+            failure = {"reason": LOST, "message": f"lost {RETRIES + 1} times with its worker or driver"}
+            self.study._storage.set_trial_user_attr(trial._trial_id, FAILURE, failure)
+            state = TrialState.FAIL
+        self.study.tell(trial.number, values, state=None if values else state)
+        return self.study._storage.get_trial(trial._trial_id)
+
+    def _count_loss(self, trial_id: int, number: int) -> bool:
+        """Count one more loss of a trial; return whether it is to be run again."""
+        self._losses[number] += 1
+        self.study._storage.set_trial_user_attr(trial_id, LOSSES, self._losses[number])
+        return self._losses[number] <= RETRIES
+
+    def _remove_strays(self) -> None:
+        """Remove what a dead driver left: folders of trials off the front, half of one that is run again."""
+        if self.artefacts is not None:
+            kept = {self.folder_of(number) for number in (self.metrics if self._only_queued else self.front.members)}
+            for folder in self.artefacts.glob("trial-*"):
+                if folder not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove_folders(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            folder = self.folder_of(number)
+            if folder is not None and not self._only_queued:
+                # What cannot be removed now is tried again by the next driver; no reason to end the search.
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_distinct(configurations: Sequence[Config], place: str) -> None:
+    """Raise InputError for a configuration that is the same as an earlier one."""
+    seen: set[str] = set()
+    for position, config in enumerate(configurations):
+        key = json.dumps(config, sort_keys=True)
+        if key in seen:
+            raise InputError(f"{place}: [{position}]", "is the same as an earlier one")
+        seen.add(key)

@@ -1,0 +1,45 @@
+"""Optuna's samplers by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+
+from metasearch.errors import InputError
+from metasearch.spelling import hint
+
+
+def _tpe(seed: int) -> BaseSampler:
+    # Grouped, so that conditional parameters are modelled together with those they appear with; the constant liar
+    # keeps parallel workers from being sent to the same point.
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "tpe": _tpe,
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+}
+
+
+def check_sampler(name: str) -> str:
+    """Return the name. Raises InputError if it is not that of a sampler."""
+    if name not in SAMPLERS:
+        raise InputError("--sampler", f"must be one of {', '.join(SAMPLERS)} {hint(name, SAMPLERS)}", name)
+    return name
+
+
+def make_sampler(name: str, *, seed: int, trials_so_far: int) -> BaseSampler:
+    """Return a sampler for a study that holds `trials_so_far` trials.
+
+    The number is part of its seed: a resumed search must not draw again what was drawn before it was interrupted.
+    """
+    drawn = int(np.random.SeedSequence([seed, trials_so_far]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return SAMPLERS[check_sampler(name)](drawn)

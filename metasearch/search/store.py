@@ -1,0 +1,245 @@
+"""The store: studies in an Optuna storage, described by attributes, told by the driver alone.
+
+Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.py`), `stop` (a request to stop).
+Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
+`curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while a driver
+that stopped in good order has left it to the next one). What an attribute is called and holds is stated here and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+
+from metasearch.errors import InputError, NotFoundError, StorageError
+from metasearch.folders import home_folder
+from metasearch.search.objectives import parse_objectives
+from metasearch.search.space import Space, parse_space
+from metasearch.spelling import hint
+
+BUSY_TIMEOUT_S = 60
+CONTROLS = "/controls"
+DESCRIPTION, STOP = "metasearch", "stop"
+RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"
+LOSSES, LEFT = "losses", "left"
+LOST = "lost"
+"""The failure reason of a trial that its machine lost too often; it does not count as finished."""
+
+
+@dataclass(frozen=True)
+class StudyDescription:
+    """What a study searches, and with what; enough to resume it. task: the fields of a TaskSource."""
+
+    task: dict[str, Any]
+    fingerprint: str
+    space: str
+    space_digest: str
+    objectives: list[str]
+    constraints: list[str]
+    trials: int
+    seed: int
+    sampler: str
+    teacher: str
+    device: str
+    artefacts: str
+    early_stopping: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str = ""
+    created: str = ""
+    timeout_s: float | None = None
+
+    def parsed_space(self) -> Space:
+        """Return the search space as it was when the study was made."""
+        return parse_space(self.space, place="the study's space")
+
+
+def storage_url(flag: str | None = None) -> str:
+    """Return the storage's URL: `flag`, else METASEARCH_STORAGE, else a SQLite file in the home folder.
+
+    Raises InputError for a password in `flag` (every user of the machine can read a command line) or a scheme that is
+    neither SQLite nor PostgreSQL.
+    """
+    text = flag or os.environ.get("METASEARCH_STORAGE") or f"sqlite:///{home_folder() / 'studies.db'}"
+    place = "--storage" if flag else "METASEARCH_STORAGE"
+    if "://" not in text:
+        # Not shown: it may hold a password all the same.
+        raise InputError(place, "must be a URL such as sqlite:///studies.db or postgresql://host/name")
+    try:
+        url = make_url(text)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise InputError(place, "must be a URL such as sqlite:///studies.db or postgresql://host/name") from error
+    secret = url.password is not None or "password" in url.query
+    if flag and secret:
+        raise InputError(
+            "--storage", "must not hold a password, which others can read there; set METASEARCH_STORAGE or PGPASSFILE"
+        )
+    if url.get_backend_name() not in {"sqlite", "postgresql"}:
+        raise InputError(place, "must begin with sqlite:// or postgresql://", url.get_backend_name())
+    if url.get_backend_name() == "postgresql" and url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    return url.render_as_string(hide_password=False)
+
+
+def shown_url(url: str) -> str:
+    """Return the URL as it may be printed: without user's password, wherever it stands."""
+    shown = make_url(url).render_as_string(hide_password=True)
+    return re.sub(r"(?i)(password=)[^&]*", r"\1***", shown)
+
+
+def open_storage(url: str, *, create: bool = False) -> RDBStorage:
+    """Return the storage at `url` (WAL and a 60 s busy timeout on SQLite).
+
+    create: whether a missing SQLite file is made. Raises NotFoundError if it is missing, StorageError if the storage is
+    locked, unreachable, unwritable or of another schema version.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    parsed = make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    if sqlite and parsed.database:
+        path = Path(parsed.database)
+        if not create and not path.exists():
+            raise NotFoundError(f"{path}: no studies here yet; `metasearch launch` makes the first")
+        with _opening_errors(url):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    with _opening_errors(url):
+        options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
+        if sqlite:
+            _prepare_sqlite(parsed.database, create=create)
+        storage = RDBStorage(url, engine_kwargs=options)
+        if sqlite:
+            event.listen(storage.engine, "connect", _set_pragmas)
+            storage.engine.dispose()
+        return storage
+
+
+def _prepare_sqlite(database: str | None, *, create: bool) -> None:
+    """Switch the file to write-ahead logging, once; it is a property of the file."""
+    if create and database and database != ":memory:":
+        connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            connection.close()
+
+
+def _set_pragmas(connection: Any, record: Any) -> None:
+    # With WAL, NORMAL loses no committed trial to a killed process, only (at most) the last ones to a power cut.
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+@contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn what SQLAlchemy and Optuna raise about the storage itself into one StorageError. url: "" if not at hand."""
+    place = shown_url(url) if url else "the storage"
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
+        raise StorageError(f"{place}: {_one_line(getattr(error, 'orig', error))}") from error
+    except optuna.exceptions.StorageInternalError as error:
+        cause = error.__cause__ or error
+        raise StorageError(f"{place}: {_one_line(getattr(cause, 'orig', cause))}") from error
+
+
+@contextmanager
+def _opening_errors(url: str) -> Iterator[None]:
+    """Turn what else goes wrong while a storage is opened into a StorageError."""
+    place = shown_url(url)
+    try:
+        with storage_errors(url):
+            yield
+    except OSError as error:
+        raise StorageError(f"{place}: {error.strerror or error}") from error
+    except ModuleNotFoundError as error:
+        raise StorageError(f"{place}: needs the extra `postgresql` (module {error.name} is missing)") from error
+    except RuntimeError as error:  # Optuna's, about the version of the schema
+        if "version" not in str(error):
+            raise
+        raise StorageError(f"{place}: is of another version of Optuna: {_one_line(error)}") from error
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def create_study(storage: RDBStorage, name: str, description: StudyDescription) -> Study:
+    """Create a study with its description, in the directions of its objectives. Raises InputError if it exists."""
+    if name.endswith(CONTROLS) and description.trials:
+        raise InputError("--name", f"must not end in {CONTROLS}, which names a study's controls", name)
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            study_name=name,
+            directions=[objective.direction for objective in parse_objectives(description.objectives)],
+        )
+    except optuna.exceptions.DuplicatedStudyError as error:
+        raise InputError(
+            "--name", f"a study of this name exists: `metasearch resume {name}`, or choose another", name
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(description.objectives)
+    study.set_user_attr(DESCRIPTION, asdict(description))
+    return study
+
+
+def load_study(storage: RDBStorage, name: str) -> Study:
+    """Return a study by name. Raises NotFoundError, with names that are near."""
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError as error:
+        raise NotFoundError(f"study {name!r}: there is none {hint(name, study_names(storage))}") from error
+
+
+def study_exists(storage: RDBStorage, name: str) -> bool:
+    """Whether the storage holds a study of this name, companions included."""
+    return name in optuna.get_all_study_names(storage)
+
+
+def study_names(storage: RDBStorage) -> list[str]:
+    """Return the names of all studies, their companions of controls left out."""
+    return [name for name in optuna.get_all_study_names(storage) if not name.endswith(CONTROLS)]
+
+
+def description_of(study: Study) -> StudyDescription:
+    """Return what the study searches. Raises InputError for a study that metasearch did not make."""
+    described = study.user_attrs.get(DESCRIPTION)
+    if described is None:
+        raise InputError(f"study {study.study_name}", "was not made by metasearch: it has no description")
+    return StudyDescription(**described)
+
+
+def is_finished(trial: FrozenTrial) -> bool:
+    """Whether a trial counts as one of `--trials N`: complete, pruned, or failed by its own configuration."""
+    if trial.state == TrialState.FAIL:
+        return bool(trial.user_attrs.get(FAILURE, {}).get("reason") != LOST)
+    return trial.state in {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+def metrics_of(trial: FrozenTrial) -> dict[str, float]:
+    """Return the metrics of a complete trial, and nothing for others."""
+    if RESULT not in trial.user_attrs:
+        return {}
+    metrics: dict[str, float] = json.loads(trial.user_attrs[RESULT])["metrics"]
+    return metrics
+
+
+def constraint_violations(trial: FrozenTrial) -> dict[str, float]:
+    """Return by how much each constraint is violated (0 or less: satisfied), as the sampler saw it."""
+    return trial.constraints

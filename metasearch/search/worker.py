@@ -1,0 +1,103 @@
+"""The Ray Tune worker: one process that runs trial after trial, an epoch a step.
+
+The task is opened once per process (memory-mapped), the teacher's logits come from Ray's object store without a copy.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from metasearch.errors import MetasearchError, TrialFailure
+from metasearch.records import Config, EpochReport, TrialResult
+from metasearch.search.store import LOST
+
+Evaluate = Callable[["TrialRequest", Any], Generator[EpochReport, None, TrialResult]]
+"""evaluate(request, shared) yields a report an epoch and returns the result; shared is what `prepare` made."""
+
+
+@dataclass(frozen=True)
+class TrialRequest:
+    """What a worker is asked to run. folder: where its artefacts go, None for nowhere."""
+
+    number: int
+    config: Config
+    seed: int
+    folder: Path | None = None
+    read_test: bool = False
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What became of a trial: a result, or a failure (LOST: the machine's); and where and when (Unix time) it ran."""
+
+    result: TrialResult | None
+    failure: dict[str, str] | None
+    worker: dict[str, Any] = field(default_factory=dict)
+
+
+class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
+    """Runs requests through `evaluate`; reused for the next trial by `reset_config`."""
+
+    _steps: Generator[EpochReport, None, TrialResult] | None
+
+    def setup(self, config: dict[str, Any], prepare: Callable[[], Any], evaluate: Evaluate, threads: int) -> None:
+        """Make the process ready; what every trial shares is opened by the first one."""
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        self._prepare: Callable[[], Any] | None = prepare
+        self._evaluate = evaluate
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial (Ray Tune's hook for reused actors)."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch; return its report, or the outcome at the end."""
+        if self._prepare is not None:
+            try:
+                self._shared = self._prepare()
+            except Exception as error:  # whatever it is, no configuration did it; the next trial tries again
+                return self._outcome(None, {"reason": LOST, "message": f"{type(error).__name__}: {error}"})
+            self._prepare = None
+        try:
+            self._steps = self._steps or self._evaluate(self._request, self._shared)
+            report = next(self._steps)
+        except StopIteration as finished:
+            return self._outcome(finished.value, None)
+        except TrialFailure as failure:
+            return self._outcome(None, {"reason": failure.reason, "message": failure.message})
+        except MetasearchError as error:
+            return self._outcome(None, {"reason": "refused", "message": str(error)})
+        except OSError as error:  # a full or vanished disk is the machine's fault, whatever the configuration
+            return self._outcome(None, {"reason": LOST, "message": f"{type(error).__name__}: {error}"})
+        except (
+            Exception
+        ) as error:  # a fault in a trial's code: recorded with its traceback, told at the end, not retried
+            message = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            return self._outcome(None, {"reason": "error", "message": message})
+        return {"report": report}  # as it is: Tune flattens dicts
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._request: TrialRequest = config["request"]
+        self._started = time.time()
+        self._steps = None
+
+    def _outcome(self, result: TrialResult | None, failure: dict[str, str] | None) -> dict[str, Any]:
+        worker = {
+            "node": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": self._started,
+            "ended": time.time(),
+            "seed": self._request.seed,
+        }
+        return {"outcome": TrialOutcome(result, failure, worker), "done": True}

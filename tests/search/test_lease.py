@@ -1,0 +1,184 @@
+"""The lease: one live driver per study."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.study import Study
+
+from metasearch.errors import StorageError
+from metasearch.search import lease as module
+from metasearch.search.lease import KEY, Lease, holder_of
+from metasearch.search.store import STOP, open_storage
+
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return optuna.create_study(storage=storage, study_name="s")
+
+
+def quiet(reason: str) -> None:
+    """Hear nothing."""
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def hold(study: Study, *, host: str = HOST, pid: int = 1, age_s: float = 0.0) -> None:
+    study.set_user_attr(KEY, {"host": host, "pid": pid, "token": "theirs", "time": time.time() - age_s})
+
+
+def test_a_second_driver_is_refused_with_the_first_ones_process_and_what_to_do(study: Study) -> None:
+    first = Lease(study, on_stop=quiet)
+    first.acquire()
+    try:
+        with pytest.raises(StorageError, match=rf"study s: .*process {os.getpid()} on {HOST}.*metasearch stop s"):
+            Lease(study, on_stop=quiet).acquire()
+    finally:
+        first.release()
+
+
+def test_a_lease_given_back_is_free_for_the_next_driver(study: Study) -> None:
+    for _ in range(2):
+        lease = Lease(study, on_stop=quiet)
+        lease.acquire()
+        assert holder_of(study) is not None
+        lease.release()
+        assert holder_of(study) is None
+
+
+def test_a_dead_process_on_this_host_loses_its_lease_at_once(study: Study) -> None:
+    hold(study, pid=dead_process())
+    assert holder_of(study) is None
+    lease = Lease(study, on_stop=quiet)
+    lease.acquire()
+    lease.release()
+
+
+def test_a_driver_that_got_the_number_of_the_dead_one_takes_over(study: Study) -> None:
+    hold(study, pid=os.getpid())  # as in a container, where the first process always has the same number
+    lease = Lease(study, on_stop=quiet)
+    lease.acquire()
+    lease.release()
+
+
+def test_a_process_that_does_not_renew_is_not_the_driver(study: Study) -> None:
+    hold(study, pid=os.getppid(), age_s=module.EXPIRES_S + 1)
+    assert holder_of(study) is None
+
+
+def test_a_driver_on_another_host_is_believed_until_its_lease_runs_out(study: Study) -> None:
+    hold(study, host="elsewhere", age_s=module.EXPIRES_S - 5)
+    with pytest.raises(StorageError, match="elsewhere"):
+        Lease(study, on_stop=quiet).acquire()
+    hold(study, host="elsewhere", age_s=module.EXPIRES_S + 1)
+    lease = Lease(study, on_stop=quiet)
+    lease.acquire()
+    lease.release()
+
+
+def test_of_drivers_that_start_at_once_exactly_one_goes_on(study: Study, tmp_path: Path) -> None:
+    leases = [Lease(study, on_stop=quiet) for _ in range(6)]
+    together = threading.Barrier(len(leases))
+    won: list[Lease] = []
+
+    def start(lease: Lease) -> None:
+        together.wait()
+        try:
+            lease.acquire()
+        except StorageError:
+            return
+        won.append(lease)
+
+    threads = [threading.Thread(target=start, args=(lease,)) for lease in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    won[0].release()
+
+
+def test_the_driver_hears_once_of_a_request_to_stop(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    heard: list[str] = []
+    lease = Lease(study, on_stop=heard.append)
+    lease.acquire()
+    study.set_user_attr(STOP, True)
+    time.sleep(0.3)
+    lease.release()
+    assert heard == ["stop requested"]
+
+
+def test_an_old_request_to_stop_does_not_stop_the_next_driver(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    study.set_user_attr(STOP, True)
+    heard: list[str] = []
+    lease = Lease(study, on_stop=heard.append)
+    lease.acquire()
+    time.sleep(0.15)
+    lease.release()
+    assert heard == []
+
+
+def test_a_refused_driver_does_not_take_back_a_request_to_stop_the_first(study: Study) -> None:
+    first = Lease(study, on_stop=quiet)
+    first.acquire()
+    study.set_user_attr(STOP, True)
+    with pytest.raises(StorageError):
+        Lease(study, on_stop=quiet).acquire()
+    assert STOP in optuna.load_study(study_name="s", storage=study._storage).user_attrs
+    first.release()
+
+
+def test_the_driver_hears_that_another_took_its_study(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    heard: list[str] = []
+    lease = Lease(study, on_stop=heard.append)
+    lease.acquire()
+    hold(study, host="elsewhere")
+    time.sleep(0.3)
+    lease.release()
+    assert heard == ["another driver took the study"]
+    assert holder_of(study) is not None  # theirs stays
+
+
+def test_a_storage_that_stays_away_stops_the_driver_and_release_does_not_fail(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    monkeypatch.setattr(module, "EXPIRES_S", 0.1)
+    heard: list[str] = []
+    lease = Lease(study, on_stop=heard.append)
+    lease.acquire()
+    with sqlite3.connect(tmp_path / "studies.db") as connection:
+        connection.execute("ALTER TABLE study_user_attributes RENAME TO away")
+    time.sleep(0.5)
+    lease.release()
+    assert len(heard) == 1
+    assert "the storage has been away" in heard[0]
+
+
+def test_the_lease_is_plain_json_without_the_storage_url(study: Study, tmp_path: Path) -> None:
+    lease = Lease(study, on_stop=quiet)
+    lease.acquire()
+    with sqlite3.connect(tmp_path / "studies.db") as connection:
+        [(text,)] = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (KEY,)).fetchall()
+    lease.release()
+    assert json.loads(text).keys() == {"host", "pid", "token", "time"}

@@ -1,0 +1,320 @@
+"""Driving a study with Ray Tune: what workers do to trials, and what becomes of the books."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.study import Study
+
+from metasearch import pipeline
+from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
+from metasearch.records import EpochReport, TrialResult
+from metasearch.search import store
+from metasearch.search.early_stopping import SuccessiveHalving
+from metasearch.search.ledger import MOST_LOST, Ledger, Proposal, trial_seed
+from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.samplers import make_sampler
+from metasearch.search.store import FAILURE, LEFT, RUN, is_finished, open_storage, storage_errors
+from metasearch.search.worker import Evaluate, TrialOutcome, TrialRequest, TrialWorker
+from metasearch.tasks import TaskSource, load_task
+
+TWO = Resources(workers=2)
+Steps = Generator[EpochReport, None, TrialResult]
+Act = Callable[[TrialRequest, int], None]
+
+
+def evaluation(act: Act, *, seconds: float = 0.0) -> Evaluate:
+    """Return a trial of three epochs that calls `act` with the request and each epoch, for example to die there."""
+
+    def evaluate(request: TrialRequest, shared: object) -> Steps:
+        x = request.config["x"]
+        curve = []
+        for epoch in (1, 2, 3):
+            time.sleep(seconds)
+            act(request, epoch)
+            curve.append(EpochReport("distill", epoch, 3, 0.1, x, 10, 0.1, 1.0, 0.1))
+            yield curve[-1]
+        return TrialResult(request.config, request.seed, {"val_accuracy": x, "macs": (1 - x) ** 2}, curve=tuple(curve))
+
+    return evaluate
+
+
+def nothing(request: TrialRequest, epoch: int) -> None:
+    """Let the trial be."""
+
+
+def prepared() -> None:
+    """Share nothing."""
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with ray_running(TWO):
+        yield
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
+
+
+def ledger(study: Study, target: int, **options: Any) -> Ledger:
+    study.sampler = make_sampler("random", seed=0, trials_so_far=len(study.trials))
+    return Ledger(
+        study,
+        lambda trial: Proposal({"x": trial.suggest_float("x", 0, 1)}),
+        target=target,
+        seed=5,
+        objectives=("val_accuracy", "macs"),
+        **options,
+    )
+
+
+def reasons(study: Study) -> dict[int, str]:
+    return {trial.number: trial.user_attrs[FAILURE]["reason"] for trial in study.trials if FAILURE in trial.user_attrs}
+
+
+def assert_done(study: Study, target: int) -> None:
+    trials = study.trials
+    assert sum(map(is_finished, trials)) == target
+    assert all(trial.state.is_finished() for trial in trials)
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+
+
+# One worker process, without Ray
+
+
+def outcome_of(evaluate: Evaluate, shared: object = None) -> TrialOutcome:
+    """Run one request as the worker process does."""
+    worker = TrialWorker.__new__(TrialWorker)
+    worker.setup({"request": TrialRequest(0, {"x": 0.5}, seed=3)}, lambda: shared, evaluate, threads=1)
+    while "report" in (step := worker.step()):
+        pass
+    assert step["done"]
+    outcome: TrialOutcome = step["outcome"]
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TrialFailure("diverged", "loss is nan"), "diverged"),
+        (InputError("width", "must be positive", 0), "refused"),
+        (ZeroDivisionError("oops"), "error"),
+        (OSError(errno.ENOSPC, "No space left on device"), "lost"),
+    ],
+)
+def test_what_a_trial_raises_is_its_outcome_with_a_reason(error: Exception, reason: str) -> None:
+    def act(request: TrialRequest, epoch: int) -> None:
+        if epoch == 2:
+            raise error
+
+    outcome = outcome_of(evaluation(act))
+    assert outcome.result is None
+    assert outcome.failure is not None
+    assert outcome.failure["reason"] == reason
+    assert str(error).split(": ")[-1] in outcome.failure["message"]
+
+
+def test_a_worker_says_where_when_and_with_which_seed_a_trial_ran() -> None:
+    before = time.time()
+    outcome = outcome_of(evaluation(nothing))
+    assert outcome.result is not None
+    assert outcome.worker["pid"] == os.getpid()
+    assert outcome.worker["seed"] == 3
+    assert before <= outcome.worker["started"] <= outcome.worker["ended"]
+
+
+def out_of_gpu_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def torch_allocation() -> None:
+    torch.empty(2**50)
+
+
+def numpy_allocation() -> None:
+    np.ones(2**50)
+
+
+@pytest.mark.parametrize("exhaust", [out_of_gpu_memory, torch_allocation, numpy_allocation])
+def test_a_pipeline_that_runs_out_of_memory_is_a_failure_of_its_configuration(
+    exhaust: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object, **__: object) -> Iterator[object]:
+        exhaust()
+        yield None
+
+    monkeypatch.setattr(pipeline, "train", train)
+    task = load_task(TaskSource("digits"))
+    config = {"student.family": "mlp", "student.width": 4, "student.depth": 1, "alpha": 0.0}
+    outcome = outcome_of(lambda request, shared: pipeline.pipeline_steps(task, config))
+    assert outcome.failure is not None
+    assert outcome.failure["reason"] == "out_of_memory"
+    assert "\n" not in outcome.failure["message"]
+
+
+# Drives
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_exactly_n_trials_finish_on_two_workers_whatever_becomes_of_them(study: Study) -> None:
+    def act(request: TrialRequest, epoch: int) -> None:
+        if request.number % 5 == 1:
+            raise TrialFailure("diverged", "nan")
+        if request.number % 5 == 2:
+            raise ValueError("a fault in the trial's code")
+
+    study.enqueue_trial({"x": 0.125})
+    study.enqueue_trial({"x": 0.875})
+    books = ledger(study, 40, halving=SuccessiveHalving(by_size=False))
+    drive(books, evaluation(act, seconds=0.05), prepared, resources=TWO, stop=StopFlag())
+    assert_done(study, 40)
+    assert len(study.trials) == 40
+    assert [trial.params["x"] for trial in study.trials[:2]] == [0.125, 0.875]
+    assert reasons(study) == {n: "diverged" if n % 5 == 1 else "error" for n in range(40) if n % 5 in {1, 2}}
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE", "PRUNED", "FAIL"}
+    assert len({trial.user_attrs[RUN]["pid"] for trial in study.trials}) == 2  # a second worker that came to work
+    assert "ValueError: a fault in the trial's code" in study.trials[2].user_attrs[FAILURE]["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_whose_worker_is_killed_runs_again_and_four_times_is_given_up(
+    study: Study, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+
+    def act(request: TrialRequest, epoch: int) -> None:
+        if epoch == 2:
+            killed = len(list(deaths.glob(f"{request.number}-*")))
+            if request.number == 3 or (request.number == 1 and killed == 0):
+                (deaths / f"{request.number}-{killed}-{request.seed}-{request.config['x']}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    books = ledger(study, 6)
+    drive(books, evaluation(act, seconds=0.1), prepared, resources=TWO, stop=StopFlag())
+    assert_done(study, 6)
+    assert reasons(study) == {3: "lost"}
+    assert len(study.trials) == 7
+    again = study.trials[1]
+    assert again.state.name == "COMPLETE"
+    assert again.values[0] == again.params["x"]
+    tried = [file.name.split("-", 2) for file in deaths.iterdir()]
+    assert sorted((number, count) for number, count, _ in tried) == [("1", "0"), *(("3", str(n)) for n in range(4))]
+    for number, _, rest in tried:
+        trial = study.trials[int(number)]
+        assert rest == f"{trial_seed(5, trial.number)}-{trial.params['x']}"
+    assert "actor died" in study.trials[3].user_attrs[FAILURE]["message"]
+    assert capfd.readouterr() == ("", "")  # nothing of Ray's
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_full_disk_stops_the_search_and_fails_no_configuration(study: Study) -> None:
+    def full(request: TrialRequest, epoch: int) -> None:
+        if request.number >= 2 and epoch == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(MetasearchError, match=rf"study s: {MOST_LOST} trials in a row .*No space left.*resume s"):
+        drive(ledger(study, 8), evaluation(full), prepared, resources=TWO, stop=StopFlag())
+    finished = [trial.number for trial in study.trials if is_finished(trial)]
+    assert finished
+    assert set(finished) <= {0, 1}
+    kept = {trial.number: trial.params for trial in study.trials}
+    books = ledger(study, 8)
+    assert books.failures == {"lost": MOST_LOST}
+    drive(books, evaluation(nothing), prepared, resources=TWO, stop=StopFlag())
+    assert_done(study, 8)
+    assert all(study.trials[number].params == params for number, params in kept.items())
+    assert set(reasons(study).values()) == {"lost"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_workers_that_cannot_be_prepared_stop_the_search_with_the_cause(study: Study) -> None:
+    def broken() -> None:
+        raise FileNotFoundError("the data set has gone")
+
+    one = Resources(workers=1)
+    with pytest.raises(MetasearchError, match=r"FileNotFoundError.*the data set has gone"):
+        drive(ledger(study, 4), evaluation(nothing), broken, resources=one, stop=StopFlag())
+    assert sum(map(is_finished, study.trials)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_stop_leaves_what_runs_to_the_next_driver(study: Study) -> None:
+    stop = StopFlag()
+
+    def progress(books: Ledger) -> None:
+        if books.finished >= 3:
+            stop.set("enough")
+
+    drive(ledger(study, 8), evaluation(nothing, seconds=0.1), prepared, resources=TWO, stop=stop, progress=progress)
+    left = [trial for trial in study.trials if not trial.state.is_finished()]
+    assert 3 <= sum(map(is_finished, study.trials)) < 8
+    assert left
+    assert all(trial.user_attrs[LEFT] for trial in left)
+    drive(ledger(study, 8), evaluation(nothing), prepared, resources=TWO, stop=StopFlag())
+    assert_done(study, 8)
+    assert len(study.trials) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_storage_that_is_locked_too_long_ends_the_search_and_nothing_told_is_lost(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "BUSY_TIMEOUT_S", 0.1)
+    impatient = optuna.load_study(study_name="s", storage=open_storage(f"sqlite:///{tmp_path / 'studies.db'}"))
+    lock = sqlite3.connect(tmp_path / "studies.db", isolation_level=None)
+
+    def progress(books: Ledger) -> None:
+        if books.finished == 2 and not lock.in_transaction:
+            lock.execute("BEGIN EXCLUSIVE")
+
+    with pytest.raises(StorageError, match="database is locked"), storage_errors("sqlite:///x"):
+        drive(ledger(impatient, 8), evaluation(nothing), prepared, resources=TWO, stop=StopFlag(), progress=progress)
+    lock.execute("ROLLBACK")
+    assert sum(map(is_finished, study.trials)) == 2
+    drive(ledger(study, 8), evaluation(nothing), prepared, resources=TWO, stop=StopFlag())
+    assert_done(study, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_as_many_trials_run_at_once_as_fit_and_a_metric_that_is_not_finite_stops_nothing(study: Study) -> None:
+    def evaluate(request: TrialRequest, shared: object) -> Steps:
+        time.sleep(0.05)
+        yield EpochReport("distill", 1, 2, 0.1, 0.5, 10, 0.1, 1.0, 0.1)
+        value = math.nan if request.number == 1 else 0.5
+        return TrialResult(request.config, request.seed, {"val_accuracy": value, "macs": 1.0})
+
+    seen: list[int] = []
+    drive(
+        ledger(study, 8),
+        evaluate,
+        prepared,
+        resources=Resources(workers=None),
+        stop=StopFlag(),
+        progress=lambda books: seen.append(len(books.running)),
+    )
+    assert_done(study, 8)
+    assert reasons(study) == {1: "non_finite"}
+    assert max(seen) == min(8, max(2, len(os.sched_getaffinity(0))))
