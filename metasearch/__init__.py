@@ -1,0 +1,64 @@
+"""metasearch: find the small network to ship.
+
+`launch` and `resume` drive a search; `best`, `trials` and `studies` answer with pandas frames; `run_pipeline` and
+`run_configuration` run one configuration without a search. Names are imported when they are used, so that importing
+the package loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metasearch.api import best, launch, resume, run_configuration, studies, trials
+    from metasearch.pipeline import run_pipeline
+    from metasearch.policies import Policy
+    from metasearch.records import TrialResult
+    from metasearch.search.space import Space, load_space
+    from metasearch.tasks import Task, TaskSource, load_task
+    from metasearch.teachers import Teacher, teacher_for
+
+_HOMES = {
+    "best": "metasearch.api",
+    "launch": "metasearch.api",
+    "resume": "metasearch.api",
+    "run_configuration": "metasearch.api",
+    "studies": "metasearch.api",
+    "trials": "metasearch.api",
+    "run_pipeline": "metasearch.pipeline",
+    "Policy": "metasearch.policies",
+    "TrialResult": "metasearch.records",
+    "Space": "metasearch.search.space",
+    "load_space": "metasearch.search.space",
+    "Task": "metasearch.tasks",
+    "TaskSource": "metasearch.tasks",
+    "load_task": "metasearch.tasks",
+    "Teacher": "metasearch.teachers",
+    "teacher_for": "metasearch.teachers",
+}
+
+__all__ = [
+    "Policy",
+    "Space",
+    "Task",
+    "TaskSource",
+    "Teacher",
+    "TrialResult",
+    "best",
+    "launch",
+    "load_space",
+    "load_task",
+    "resume",
+    "run_configuration",
+    "run_pipeline",
+    "studies",
+    "teacher_for",
+    "trials",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

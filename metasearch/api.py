@@ -1,0 +1,117 @@
+"""The commands as Python functions, which return pandas frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metasearch.records import Config, EpochReport, TrialResult
+from metasearch.search.objectives import Constraint
+from metasearch.search.store import load_study, open_storage, storage_url
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from metasearch.tasks import TaskSource
+
+
+def launch(
+    task: str | TaskSource,
+    *,
+    space: str = "distill_compress",
+    trials: int = 32,
+    workers: int | None = None,
+    threads: int = 1,
+    storage: str | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Search the student for a task and return the final front, as `best` does.
+
+    task: as on the command line, or a TaskSource. storage: a URL. options: the other fields of
+    `metasearch.search.launch.Options` (name, objectives, constraints, sampler, seed, teacher, device, ...).
+    """
+    from metasearch.report.queries import best_frame
+    from metasearch.search.launch import Options, prepare_study, run_study
+    from metasearch.search.runner import Resources
+    from metasearch.search.space import load_space
+    from metasearch.tasks import TaskSource
+
+    source = TaskSource(task) if isinstance(task, str) else task
+    store = open_storage(storage_url() if storage is None else storage, create=True)
+    _, name = prepare_study(store, Options(source=source, space=load_space(space), trials=trials, **options))
+    outcome = run_study(store, name, resources=Resources(workers=workers, threads=threads))
+    return best_frame(store, outcome.study.study_name)
+
+
+def resume(
+    study: str, *, trials: int | None = None, workers: int | None = None, threads: int = 1, storage: str | None = None
+) -> pd.DataFrame:
+    """Go on with an interrupted search and return the final front."""
+    from metasearch.report.queries import best_frame
+    from metasearch.search.launch import run_study
+    from metasearch.search.runner import Resources
+
+    store = open_storage(storage_url() if storage is None else storage)
+    outcome = run_study(store, study, resources=Resources(workers=workers, threads=threads), trials=trials)
+    return best_frame(store, outcome.study.study_name)
+
+
+def best(
+    study: str,
+    *,
+    where: Sequence[str] = (),
+    sort: str | None = None,
+    top: int | None = None,
+    storage: str | None = None,
+) -> pd.DataFrame:
+    """Return the front of a study, a row a trial; `where` are further limits such as "model_bytes<=25kB"."""
+    from metasearch.report.queries import best_frame
+
+    store = open_storage(storage_url() if storage is None else storage)
+    return best_frame(store, study, where=[Constraint.parse(text) for text in where], sort=sort, top=top)
+
+
+def trials(study: str, *, storage: str | None = None) -> pd.DataFrame:
+    """Return every trial of a study, a row each."""
+    from metasearch.report.queries import trials_frame
+
+    return trials_frame(load_study(open_storage(storage_url() if storage is None else storage), study))
+
+
+def studies(*, storage: str | None = None) -> pd.DataFrame:
+    """Return every study of a storage, a row each."""
+    from metasearch.report.queries import studies_frame
+
+    return studies_frame(open_storage(storage_url() if storage is None else storage))
+
+
+def run_configuration(
+    task: str | TaskSource,
+    config: Config,
+    *,
+    teacher: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    save_to: Path | None = None,
+    report: Callable[[EpochReport], None] | None = None,
+) -> TrialResult:
+    """Run one configuration on a task as a search's trial would, its teacher trained or read from the cache first."""
+    from metasearch.configuration import Configuration
+    from metasearch.models import NetworkSpec
+    from metasearch.pipeline import run_pipeline
+    from metasearch.search.launch import resolve_device
+    from metasearch.tasks import TaskSource, load_task
+    from metasearch.teachers import teacher_for
+
+    parsed = Configuration.of(config)
+    source = TaskSource(task) if isinstance(task, str) else task
+    loaded = load_task(source)
+    spec = None if teacher is None else NetworkSpec.parse(teacher, place="--teacher")
+    chosen = resolve_device(device)
+    knowledge = None
+    if parsed.alpha > 0:
+        knowledge = teacher_for(loaded, spec, seed=seed, device=chosen, views=parsed.augment, progress=report)
+    return run_pipeline(
+        loaded, config, teacher=knowledge, seed=seed, device=chosen, report=report, save_to=save_to, read_test=True
+    )

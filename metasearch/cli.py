@@ -1,0 +1,468 @@
+"""The command line. Data go to stdout, messages to stderr; reading commands import neither torch nor ray.
+
+Exit codes: 0 done; 1 the search failed; 2 usage; 3 not found; 4 nothing satisfies the constraints; 5 storage;
+130 interrupted, resumable.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from metasearch.errors import InputError, MetasearchError, NotFoundError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from optuna.storages import RDBStorage
+    from rich.console import Console
+
+    from metasearch.search.launch import Outcome
+    from metasearch.tasks import TaskSource
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the small network to ship: search distill-then-compress pipelines for a task and its teacher.",
+)
+tasks_app = typer.Typer(invoke_without_command=True, help="Tasks that can be searched.")
+spaces_app = typer.Typer(invoke_without_command=True, help="Search spaces.")
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(spaces_app, name="spaces")
+
+TaskText = Annotated[
+    str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, idx:..., ...")
+]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name; `metasearch studies` lists them.")]
+StorageUrl = Annotated[
+    str | None, typer.Option("--storage", metavar="URL", help="Default: METASEARCH_STORAGE, else SQLite.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataRoot = Annotated[str | None, typer.Option(help="Folder of the data sets. Default: METASEARCH_DATA.")]
+MaxTrain = Annotated[int | None, typer.Option(help="At most so many training examples, balanced by class.")]
+ImageSize = Annotated[int | None, typer.Option(help="Resize images to this height and width.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download a missing data set.")]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave unreadable images out instead of refusing.")]
+Augment = Annotated[str | None, typer.Option(help="none, shift or shift+flip. Default: what suits the task.")]
+Seed = Annotated[int, typer.Option(help="Of data splits, sampler and trials.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
+GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
+]
+
+
+@app.command()
+def launch(
+    task: TaskText,
+    space: Annotated[str, typer.Option(help="A preset or a YAML file.")] = "distill_compress",
+    name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
+    trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32,
+    timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    gpus_per_trial: GpusPerTrial = 0.0,
+    device: Device = "auto",
+    teacher: Annotated[str | None, typer.Option(metavar="SPEC", help="For example convnet:width=32,depth=6.")] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
+    ] = None,
+    constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None,
+    sampler: Annotated[str, typer.Option(help="tpe, gp, nsga2 or random.")] = "tpe",
+    enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
+    early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    max_train: MaxTrain = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    skip_corrupt: SkipCorrupt = False,
+    augment: Augment = None,
+    artefacts: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder for weights. Default: in the home folder.")
+    ] = None,
+    address: Address = None,
+    storage: StorageUrl = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
+) -> None:
+    """Search the student for a task, and measure the final front with several seeds and controls.
+
+    Example: metasearch launch fashion_mnist --data-root DIR --max-train 10000 --constraint "model_bytes<=25kB"
+    """
+    from metasearch.search.space import load_space
+    from metasearch.search.store import open_storage, storage_url
+
+    url = storage_url(storage)
+    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment)
+    timeout_s = None if timeout is None else _seconds(timeout)
+    loaded = load_space(space)
+    store = open_storage(url, create=True)
+    from metasearch.search.launch import Options, prepare_study
+
+    options = Options(
+        source=source,
+        space=loaded,
+        trials=trials,
+        name=name,
+        objectives=tuple(objective or ()),
+        constraints=tuple(constraint or ()),
+        sampler=sampler,
+        seed=seed,
+        teacher=teacher,
+        device=device,
+        early_stopping=early_stopping,
+        timeout_s=timeout_s,
+        enqueue=() if enqueue is None else tuple(_configurations(enqueue)),
+        artefacts=artefacts,
+    )
+    description, study_name = prepare_study(store, options, create=not dry_run)
+    if dry_run:
+        shown = {"name": study_name, **vars(description), "searched": sorted(loaded.distributions())}
+        del shown["space"]
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    _run(store, study_name, workers=workers, threads=threads, gpus=gpus_per_trial, address=address)
+
+
+@app.command()
+def resume(
+    study: StudyName,
+    trials: Annotated[int | None, typer.Option(help="A new, larger number of finished trials.")] = None,
+    workers: Workers = None,
+    threads: Threads = 1,
+    gpus_per_trial: GpusPerTrial = 0.0,
+    address: Address = None,
+    storage: StorageUrl = None,
+) -> None:
+    """Go on with a search that was interrupted, or enlarge one that is done."""
+    _run(_store(storage), study, workers=workers, threads=threads, gpus=gpus_per_trial, address=address, trials=trials)
+
+
+@app.command()
+def run(
+    task: TaskText,
+    config: Annotated[str, typer.Option(metavar="FILE", help="YAML: dotted parameter -> value.")],
+    teacher: Annotated[str | None, typer.Option(metavar="SPEC")] = None,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write weights and ONNX file there.")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    max_train: MaxTrain = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    skip_corrupt: SkipCorrupt = False,
+    augment: Augment = None,
+) -> None:
+    """Run one configuration, without a search, and print its result as JSON."""
+    from metasearch.configuration import Configuration
+
+    configurations = _configurations(config)
+    if len(configurations) != 1:
+        raise InputError(config, "must hold one configuration", len(configurations))
+    Configuration.of(configurations[0], config)
+    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment)
+    from metasearch import run_configuration
+
+    console = _console()
+    result = run_configuration(
+        source,
+        configurations[0],
+        teacher=teacher,
+        device=device,
+        seed=seed,
+        save_to=to,
+        report=lambda e: console.print(
+            f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"
+        ),
+    )
+    typer.echo(result.to_json())
+
+
+@app.command()
+def stop(study: StudyName, storage: StorageUrl = None) -> None:
+    """Ask the driver of a running search to stop cleanly; it can be resumed."""
+    from metasearch.search.lease import holder_of
+    from metasearch.search.store import STOP, load_study
+
+    loaded = load_study(_store(storage), study)
+    if holder_of(loaded) is None:
+        raise NotFoundError(f"study {study}: no driver is running")
+    loaded.set_user_attr(STOP, True)
+    _console().print(f"asked the driver of {study} to stop; it does so within seconds", soft_wrap=True)
+
+
+@app.command()
+def status(study: StudyName, as_json: AsJson = False, storage: StorageUrl = None) -> None:
+    """Say where a search stands."""
+    from metasearch.report.queries import status_of
+    from metasearch.search.store import load_study
+
+    found = status_of(load_study(_store(storage), study))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    driver = found["driver"]
+    typer.echo(f"{study}: {found['finished']} of {found['trials']} trials finished, {found['running']} running")
+    typer.echo(
+        f"driver: process {driver['pid']} on {driver['host']}" if driver else f"no driver; metasearch resume {study}"
+    )
+    for reason, count in sorted(found["failures"].items()):
+        typer.echo(f"failed: {count} {reason}")
+
+
+@app.command()
+def best(
+    study: StudyName,
+    where: Annotated[list[str] | None, typer.Option(help='A limit such as "model_bytes<=25kB"; repeat.')] = None,
+    sort: Annotated[str | None, typer.Option(metavar="METRIC")] = None,
+    top: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: AsJson = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Parquet file.")] = None,
+    storage: StorageUrl = None,
+) -> None:
+    """Show the front: which students to ship. Example: metasearch best STUDY --where "model_bytes<=25kB" --top 3."""
+    from metasearch.report.output import front_records, print_front
+    from metasearch.report.queries import best_frame, controls_frame
+    from metasearch.search.objectives import Constraint
+    from metasearch.search.store import load_study
+
+    store = _store(storage)
+    limits = [Constraint.parse(text, place="--where") for text in where or []]
+    frame = best_frame(store, study, where=limits, sort=sort, top=top)
+    if as_json:
+        typer.echo(json.dumps({"study": study, "trials": front_records(frame)}))
+    elif csv or parquet is not None:
+        _write(frame, parquet)
+    else:
+        teacher = load_study(store, study).user_attrs.get("teacher")
+        print_front(study, frame, controls_frame(store, study), teacher)
+
+
+@app.command()
+def studies(as_json: AsJson = False, storage: StorageUrl = None) -> None:
+    """List the studies of the storage."""
+    from metasearch.report.output import print_frame
+    from metasearch.report.queries import studies_frame
+
+    frame = studies_frame(_store(storage))
+    if as_json:
+        typer.echo(frame.to_json(orient="records"))
+    else:
+        print_frame(frame)
+
+
+@tasks_app.callback()
+def tasks(context: typer.Context) -> None:
+    """List the tasks that have a name, and the spellings of others."""
+    if context.invoked_subcommand is None:
+        from metasearch.tasks.registered import REGISTERED
+        from metasearch.tasks.sources import PREFIXES
+
+        for name, source in REGISTERED.items():
+            typer.echo(f"{name}: {source.about}")
+        for prefix, source in PREFIXES.items():
+            typer.echo(f"{prefix}:{source.about}")
+        typer.echo("python:package.module:function, which returns a Task")
+
+
+@spaces_app.callback()
+def spaces(context: typer.Context) -> None:
+    """List the preset search spaces; `spaces check FILE` checks one of your own."""
+    if context.invoked_subcommand is None:
+        from metasearch.search.space import load_space, preset_names
+
+        for name in preset_names():
+            loaded = load_space(name)
+            objectives = ", ".join(objective.metric for objective in loaded.objectives)
+            typer.echo(f"{name}: {len(loaded.distributions())} searched parameters, objectives {objectives}")
+
+
+@spaces_app.command("check")
+def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
+    """Check a search space file and say what it searches."""
+    from metasearch.search.space import load_space
+
+    for path, distribution in load_space(file).distributions().items():
+        typer.echo(f"{path}: {distribution}")
+
+
+@app.command()
+def delete(
+    study: StudyName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Delete a study, its controls and its artefacts."""
+    import optuna
+
+    from metasearch.errors import StorageError
+    from metasearch.search.lease import holder_of
+    from metasearch.search.store import CONTROLS, DESCRIPTION, load_study, study_exists
+
+    store = _store(storage)
+    loaded = load_study(store, study)
+    if holder_of(loaded) is not None:
+        raise StorageError(f"study {study}: a driver is running; `metasearch stop {study}` first")
+    if not yes:
+        typer.confirm(
+            f"Delete study {study} with {len(loaded.get_trials(deepcopy=False))} trials?", abort=True, err=True
+        )
+    described = loaded.user_attrs.get(DESCRIPTION)  # none if its driver was killed while it made the study
+    for name in (study, study + CONTROLS):
+        if study_exists(store, name):
+            optuna.delete_study(study_name=name, storage=store)
+    if described is not None:
+        for name in (study, study + CONTROLS):
+            shutil.rmtree(Path(described["artefacts"]) / name, ignore_errors=True)
+    _console().print(f"deleted {study}", soft_wrap=True)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and keep it.")] = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Remove artefacts of studies and trials that are gone, and the cache of prepared tasks and teachers."""
+    from metasearch.search.garbage import collect
+
+    for path, size in collect(_store(storage), remove=not dry_run):
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {path} ({size / 1e6:.1f} MB)")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and an exit code."""
+    try:
+        with _storage_errors():
+            app()
+    except MetasearchError as error:
+        sys.stderr.write(f"metasearch: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("metasearch: interrupted\n")
+        sys.exit(130)
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Turn what a storage raises after it was opened into a StorageError, without importing it for every command."""
+    try:
+        yield
+    except Exception as error:
+        if "metasearch.search.store" not in sys.modules:
+            raise
+        from metasearch.search.store import storage_errors
+
+        with storage_errors(""):
+            raise error
+
+
+def _run(store: RDBStorage, name: str, *, trials: int | None = None, **resources: Any) -> None:
+    from metasearch.report.display import Display
+    from metasearch.search.launch import run_study
+    from metasearch.search.runner import Resources
+
+    console = _console()
+    console.print(f"study {name}")
+    try:
+        with Display(console) as display:
+            outcome = run_study(store, name, resources=Resources(**resources), watcher=display, trials=trials)
+    except KeyboardInterrupt:
+        _interrupted("interrupted", name, console)
+    _print_outcome(store, outcome, console)
+
+
+def _print_outcome(store: RDBStorage, outcome: Outcome, console: Console) -> None:
+    from metasearch.report.output import print_front
+    from metasearch.report.queries import best_frame, controls_frame
+
+    name = outcome.study.study_name
+    for reason, count in sorted(outcome.failures.items()):
+        console.print(f"failed: {count} {reason}")
+    if outcome.stopped:
+        _interrupted(outcome.stopped, name, console)
+    teacher = outcome.study.user_attrs.get("teacher")
+    print_front(name, best_frame(store, name), controls_frame(store, name), teacher)
+    console.print(f'next: metasearch best {name} --where "model_bytes<=25kB" --top 3', soft_wrap=True)
+
+
+def _interrupted(reason: str, name: str, console: Console) -> NoReturn:
+    text = f"stopped ({reason}); nothing finished is lost. Go on with: metasearch resume {name}"
+    console.print(text, soft_wrap=True)
+    sys.exit(130)
+
+
+def _write(frame: pd.DataFrame, parquet: Path | None) -> None:
+    if parquet is None:
+        typer.echo(frame.to_csv(index=False), nl=False)
+    else:
+        frame.to_parquet(parquet, index=False)
+
+
+def _source(
+    text: str,
+    data_root: str | None,
+    max_train: int | None,
+    image_size: int | None,
+    seed: int,
+    download: bool,
+    skip_corrupt: bool,
+    augment: str | None,
+) -> TaskSource:
+    from metasearch.tasks import TaskSource
+
+    return TaskSource(
+        text=text,
+        data_root=data_root,
+        max_train=max_train,
+        image_size=image_size,
+        seed=seed,
+        download=download,
+        skip_corrupt=skip_corrupt,
+        augment=augment,
+    )
+
+
+def _configurations(path: str) -> list[dict[str, Any]]:
+    """Return the configurations of a YAML file: one mapping of dotted paths, or a list of them."""
+    from metasearch.search.strict_yaml import load_yaml
+
+    file = Path(path)
+    if not file.exists():
+        raise NotFoundError(f"{path}: no such file")
+    loaded = load_yaml(file.read_text(encoding="utf-8"), place=path)
+    found = loaded if isinstance(loaded, list) else [loaded]
+    for position, config in enumerate(found):
+        if not isinstance(config, dict):
+            raise InputError(f"{path}: [{position}]", "must map dotted parameters to values", config)
+    return found
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    if match is None:
+        raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _store(flag: str | None) -> RDBStorage:
+    from metasearch.search.store import open_storage, storage_url
+
+    return open_storage(storage_url(flag))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)

@@ -1,0 +1,56 @@
+"""What the command line prints of a study: the front with its teacher and controls, frames, and JSON records."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from metasearch.parameters import PARAMETERS, POLICIES
+from metasearch.records import METRICS
+from metasearch.report.tables import controls_table, front_table, metric_text, plain_table
+
+PIPE_WIDTH = 120
+"""Columns of a table that goes into a file or a pipe, where there is no terminal to ask."""
+
+
+def print_front(name: str, frame: pd.DataFrame, controls: pd.DataFrame, teacher: dict[str, Any] | None) -> None:
+    """Print a front on stdout, with the teacher it was distilled from and the controls it is compared with."""
+    out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    out.print(Text.assemble((name, "bold"), f": front of {len(frame)}"))
+    if teacher is not None:
+        metrics = teacher["metrics"]
+        texts = [
+            f"{key} {metric_text(key, metrics[key])}" for key in ("val_accuracy", "test_accuracy", "parameters", "macs")
+        ]
+        out.print(f"teacher {teacher['spec']}: {', '.join(texts)}", highlight=False)
+        if not frame.empty and frame["val_accuracy"].max() > metrics["val_accuracy"]:
+            out.print(
+                "the teacher is worse than its best student on validation data: a better teacher may help",
+                style="yellow",
+            )
+    out.print(front_table(frame))
+    if not controls.empty:
+        out.print(controls_table(controls))
+
+
+def print_frame(frame: pd.DataFrame) -> None:
+    """Print any frame as a table on stdout."""
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(plain_table(frame))
+
+
+def front_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as {"number", "params", "metrics"}, without what a row does not have."""
+    records = []
+    for row in json.loads(frame.to_json(orient="records", date_format="iso")):
+        known = {key: value for key, value in row.items() if value is not None}
+        params = {
+            k: v for k, v in known.items() if k in PARAMETERS or any(k == p or k.startswith(f"{p}.") for p in POLICIES)
+        }
+        metrics = {k: v for k, v in known.items() if k in METRICS or k in {"test_std", "test_seeds"}}
+        records.append({"number": row["number"], "params": params, "metrics": metrics})
+    return records

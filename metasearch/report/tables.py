@@ -1,0 +1,127 @@
+"""Frames as tables for people: one way to write each metric, and the tables of the front, the controls and studies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+HEADINGS = {
+    "val_accuracy": "val acc",
+    "val_balanced_accuracy": "val bal acc",
+    "val_ece": "val ECE",
+    "test_accuracy": "test acc",
+    "teacher_agreement": "agrees",
+    "parameters": "params",
+    "macs": "MACs",
+    "model_bytes": "bytes",
+    "latency_ms": "ms",
+    "train_seconds": "train s",
+}
+
+
+def metric_text(name: str, value: Any) -> str:
+    """Return a metric as people read it: shares with four digits, counts and bytes in k and M, times in ms."""
+    if value is None or pd.isna(value):
+        return ""
+    if name in {"parameters", "macs"}:
+        return _scaled(float(value), "")
+    if name.endswith("_bytes"):
+        return _scaled(float(value), "B")
+    if name == "latency_ms":
+        return f"{value:.3f}"
+    if name.endswith("_seconds"):
+        return f"{value:.1f}"
+    return f"{value:.4f}"
+
+
+def _scaled(value: float, unit: str) -> str:
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return (
+                f"{value / factor:.3g} {prefix}{unit}"
+                if value < 100 * factor
+                else f"{value / factor:.0f} {prefix}{unit}"
+            )
+    return f"{value:.0f} {unit}".strip()
+
+
+def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a frame's rows as mappings with text keys."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def student_text(row: dict[str, Any]) -> str:
+    """Return a configuration's student in a few words: family, width and depth, pruning, precision."""
+    width = row.get("student.width", row.get("student.width.start", row.get("student.width.initial")))
+    text = f"{row['student.family']} w{width} d{row['student.depth']}"
+    ratio = max((row[key] for key in row if key.startswith("pruning_ratio") and _is_number(row[key])), default=0)
+    if ratio:
+        text += f" pruned {ratio:.0%}"
+    return text + (" int8" if row["quantize"] == "int8" else " fp32")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not pd.isna(value)
+
+
+def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:
+    """Return the table of a front as `best_frame` gives it."""
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    table.add_column("trial", justify="right")
+    table.add_column("student", no_wrap=True)
+    names = ["val_accuracy", "test_accuracy", "parameters", "macs", "model_bytes", "latency_ms"]
+    shown = [name for name in names if name in frame and frame[name].notna().any()]
+    for name in shown:
+        table.add_column(HEADINGS[name], justify="right", no_wrap=True)
+    for row in records_of(frame):
+        cells = [metric_text(name, row[name]) for name in shown]
+        if "test_accuracy" in shown and row.get("test_std") is not None and not pd.isna(row["test_std"]):
+            cells[shown.index("test_accuracy")] += f" ±{row['test_std']:.4f}"
+        table.add_row(str(row["number"]), student_text(row), *cells)
+    return table
+
+
+def controls_table(controls: pd.DataFrame) -> Table:
+    """Return the table that sets each final student beside its controls, as `controls_frame` gives them."""
+    names = {
+        "final": "as found, mean of seeds",
+        "direct": "distilled directly at the nearest MACs",
+        "alone": "trained without the teacher",
+    }
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="controls, on the test split", title_justify="left")
+    for heading, justify in (("trial", "right"), ("run", "left"), ("seeds", "right"), ("test acc", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich's literal
+    for heading in ("MACs", "bytes"):
+        table.add_column(heading, justify="right")
+    for of, group in controls.groupby("of", sort=True):
+        for role, text in names.items():
+            runs = group[group["role"] == role]
+            if runs.empty:
+                continue
+            spread = f" ±{runs['test_accuracy'].std():.4f}" if len(runs) > 1 else ""
+            table.add_row(
+                str(of) if role == "final" else "",
+                text,
+                str(len(runs)),
+                metric_text("test_accuracy", runs["test_accuracy"].mean()) + spread,
+                metric_text("macs", runs["macs"].mean()),
+                metric_text("model_bytes", runs["model_bytes"].mean()),
+            )
+    return table
+
+
+def plain_table(frame: pd.DataFrame) -> Table:
+    """Return any frame as a table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in frame.columns:
+        table.add_column(HEADINGS.get(str(column), str(column)))
+    for row in frame.itertuples(index=False):
+        table.add_row(*("" if value is None else _cell(value) for value in row))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

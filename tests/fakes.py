@@ -1,0 +1,68 @@
+"""A finished study without training: results made up by rule, told through the real ledger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from optuna.storages import RDBStorage
+
+from metasearch.records import TrialResult
+from metasearch.search.ledger import Ledger, Proposal
+from metasearch.search.objectives import Constraint
+from metasearch.search.space import load_space
+from metasearch.search.store import StudyDescription, create_study, open_storage
+
+
+def describe(folder: Path, **changes: object) -> StudyDescription:
+    """Return the description of a study over `quick` on digits with ten trials."""
+    space = load_space("quick")
+    description = StudyDescription(
+        task={"text": "digits"},
+        fingerprint="0" * 64,
+        space=space.text,
+        space_digest=space.digest,
+        objectives=["val_accuracy", "model_bytes"],
+        constraints=[],
+        trials=10,
+        seed=0,
+        sampler="random",
+        teacher="convnet:width=24,depth=6",
+        device="cpu",
+        artefacts=str(folder / "artefacts"),
+        created="2026-01-02T03:04:05+00:00",
+    )
+    return replace(description, **changes)  # type: ignore[arg-type]  # the tests name real fields
+
+
+def finished_study(url: str, name: str, folder: Path, *, trials: int = 10, **changes: object) -> RDBStorage:
+    """Make a study whose accuracy grows with its bytes, with some noise, and whose last trial failed."""
+    storage = open_storage(url, create=True)
+    description = describe(folder, trials=trials, **changes)
+    study = create_study(storage, name, description)
+    space, rng = load_space("quick"), np.random.default_rng(0)
+    ledger = Ledger(
+        study,
+        lambda trial: Proposal(space.suggest(trial)),
+        target=trials,
+        seed=0,
+        objectives=tuple(description.objectives),
+        constraints=tuple(map(Constraint.parse, description.constraints)),
+        artefacts=Path(description.artefacts) / name,
+    )
+    for index in range(trials):
+        number, proposal, seed = ledger.ask()
+        worker = {"node": "here", "pid": 1, "started": 0.0, "ended": 1.5, "seed": seed}
+        if index == trials - 1:
+            ledger.tell_failure(number, "diverged", "loss nan", worker)
+            continue
+        size = 1000.0 * (index + 1)
+        metrics = {
+            "val_accuracy": 0.5 + 0.04 * index + 0.001 * float(rng.random()),
+            "model_bytes": size,
+            "macs": 10 * size,
+            "parameters": size,
+        }
+        ledger.tell_result(number, TrialResult(dict(proposal.config), seed, metrics), worker)
+    return storage

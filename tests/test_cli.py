@@ -1,0 +1,225 @@
+"""The command line as its users meet it: output, one-line errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metasearch import cli
+from tests.fakes import finished_study
+
+Outcome = tuple[int, str, str]
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def metasearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the program in this process; return exit code, stdout and stderr."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["metasearch", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'studies.db'}"
+
+
+@pytest.fixture
+def study(url: str, tmp_path: Path) -> str:
+    """The name of a finished study of ten trials in the storage at `url`."""
+    finished_study(url, "ten", tmp_path)
+    return "ten"
+
+
+COMMANDS = ["launch", "run", "resume", "stop", "status", "best", "studies", "tasks", "spaces", "delete", "gc"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(metasearch: Run, command: str) -> None:
+    code, out, _ = metasearch(command, "--help")
+    assert code == 0
+    assert command in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["launch", "digitz"], 2, ["task: must be one of", "did you mean digits?", "'digitz'"]),
+        (["launch", "digits", "--space", "quik"], 3, ["quik", "quick"]),
+        (["launch", "digits", "--trials", "0"], 2, ["--trials: must be at least 1, got 0"]),
+        (["launch", "digits", "--sampler", "tpee"], 2, ["--sampler: must be one of", "tpe"]),
+        (["launch", "digits", "--objective", "speed"], 2, ["speed"]),
+        (["launch", "digits", "--constraint", "model_bytes<=25kg"], 2, ["--constraint: has an unknown unit", "'kg'"]),
+        (["launch", "digits", "--teacher", "resnet"], 2, ["--teacher", "resnet"]),
+        (["launch", "digits", "--teacher", "vgg:width=3,depth=4"], 2, ["vgg"]),
+        (["launch", "digits", "--timeout", "soon"], 2, ["--timeout", "soon"]),
+        (["launch", "fashion_mnist", "--data-root", "nowhere"], 3, ["nowhere", "--download"]),
+        (["launch", "digits", "--storage", "postgresql://u:canary@host/db"], 2, ["--storage", "METASEARCH_STORAGE"]),
+        (["launch", "digits", "--storage", "redis://host"], 2, ["sqlite://"]),
+        (["best", "nothing"], 3, ["metasearch launch"]),
+        (["run", "digits", "--config", "nowhere.yaml"], 3, ["nowhere.yaml: no such file"]),
+        (["spaces", "check", "nowhere.yaml"], 3, ["nowhere.yaml"]),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(
+    metasearch: Run, arguments: list[str], code: int, parts: list[str]
+) -> None:
+    got, out, err = metasearch(*arguments)
+    assert got == code
+    assert out == ""
+    assert err.startswith("metasearch: ")
+    assert err.count("\n") == 1
+    assert all(part in err for part in parts), err
+    assert "canary" not in err
+
+
+def test_a_bad_configuration_names_file_and_key(metasearch: Run, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("student.width: 0\n")
+    code, _, err = metasearch("run", "digits", "--config", str(file))
+    assert code == 2
+    assert err == f"metasearch: {file}: student.width: must be in [1, 1024], got 0\n"
+
+
+def test_a_dry_run_says_what_would_run_and_makes_no_study(metasearch: Run, url: str) -> None:
+    code, out, _ = metasearch("launch", "digits", "--space", "quick", "--trials", "5", "--dry-run", "--storage", url)
+    assert code == 0
+    described = json.loads(out)
+    assert described["name"] == "digits-quick-1"
+    assert described["trials"] == 5
+    assert "student.width" in described["searched"]
+    assert json.loads(metasearch("studies", "--json", "--storage", url)[1]) == []
+
+
+def test_studies_are_listed_with_the_documented_keys(metasearch: Run, url: str, study: str) -> None:
+    code, out, _ = metasearch("studies", "--json", "--storage", url)
+    assert code == 0
+    assert json.loads(out) == [
+        {
+            "name": study,
+            "task": "digits",
+            "objectives": ["val_accuracy", "model_bytes"],
+            "finished": 10,
+            "running": 0,
+            "created": "2026-01-02T03:04:05+00:00",
+        }
+    ]
+
+
+def test_best_prints_the_front_as_json(metasearch: Run, url: str, study: str) -> None:
+    code, out, _ = metasearch("best", study, "--json", "--storage", url)
+    found = json.loads(out)
+    assert code == 0
+    assert found["study"] == study
+    assert [trial["number"] for trial in found["trials"]] == list(range(8, -1, -1))
+    assert found["trials"][0]["metrics"]["model_bytes"] == 9000
+    assert found["trials"][0]["params"]["student.family"] == "convnet"
+
+
+def test_best_keeps_limits_order_and_number(metasearch: Run, url: str, study: str) -> None:
+    arguments = ["--where", "model_bytes<=5kB", "--sort", "model_bytes", "--top", "2"]
+    _, out, _ = metasearch("best", study, "--json", "--storage", url, *arguments)
+    assert [trial["number"] for trial in json.loads(out)["trials"]] == [0, 1]
+
+
+def test_best_exits_with_4_and_shows_the_nearest_where_nothing_is_feasible(
+    metasearch: Run, url: str, study: str
+) -> None:
+    code, out, err = metasearch("best", study, "--where", "model_bytes<=500", "--storage", url)
+    assert (code, out) == (4, "")
+    assert "trial 0: model_bytes=1000 misses model_bytes <= 500 by 500" in err
+
+
+def test_best_writes_csv_and_parquet(metasearch: Run, url: str, study: str, tmp_path: Path) -> None:
+    import pandas as pd
+
+    _, out, _ = metasearch("best", study, "--csv", "--storage", url)
+    assert out.startswith("number,state,val_accuracy")
+    assert len(out.splitlines()) == 10
+    metasearch("best", study, "--parquet", str(tmp_path / "front.parquet"), "--storage", url)
+    assert len(pd.read_parquet(tmp_path / "front.parquet")) == 9
+
+
+def test_the_table_of_the_front_names_student_and_metrics(metasearch: Run, url: str, study: str) -> None:
+    _, out, _ = metasearch("best", study, "--storage", url)
+    assert "ten: front of 9" in out
+    assert "9 kB" in out
+    assert "convnet w" in out
+
+
+def test_status_counts_trials_and_failures(metasearch: Run, url: str, study: str) -> None:
+    _, out, _ = metasearch("status", study, "--json", "--storage", url)
+    found = json.loads(out)
+    assert (found["finished"], found["running"], found["failures"]) == (10, 0, {"diverged": 1})
+    assert found["driver"] is None
+
+
+def test_a_misspelt_study_gets_a_suggestion(metasearch: Run, url: str, study: str) -> None:
+    code, _, err = metasearch("status", "tan", "--storage", url)
+    assert code == 3
+    assert "did you mean ten?" in err
+
+
+def test_stop_without_a_driver_is_not_found(metasearch: Run, url: str, study: str) -> None:
+    code, _, err = metasearch("stop", study, "--storage", url)
+    assert code == 3
+    assert "no driver is running" in err
+
+
+def test_a_study_of_the_same_name_is_refused_with_a_way_on(metasearch: Run, url: str, study: str) -> None:
+    code, _, err = metasearch("launch", "digits", "--name", study, "--storage", url)
+    assert code == 2
+    assert "metasearch resume ten" in err
+
+
+def test_delete_removes_study_and_artefacts(metasearch: Run, url: str, study: str, tmp_path: Path) -> None:
+    folder = tmp_path / "artefacts" / study / "trial-00001"
+    folder.mkdir(parents=True)
+    assert metasearch("delete", study, "--yes", "--storage", url)[0] == 0
+    assert not folder.exists()
+    assert json.loads(metasearch("studies", "--json", "--storage", url)[1]) == []
+
+
+def test_tasks_and_spaces_are_listed(metasearch: Run) -> None:
+    assert "fashion_mnist" in metasearch("tasks")[1]
+    assert "distill_compress" in metasearch("spaces")[1]
+
+
+def test_a_space_can_be_checked(metasearch: Run, tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("objectives: [val_accuracy]\npolicies: {temperature: {low: 8, high: 4}}\n")
+    code, _, err = metasearch("spaces", "check", str(file))
+    assert code == 2
+    assert err == f"metasearch: {file}: policies.temperature.low: must be below high, got low=8, high=4\n"
+
+
+def test_a_study_whose_making_was_cut_short_can_be_deleted(metasearch: Run, url: str, study: str) -> None:
+    import optuna
+
+    optuna.create_study(study_name="half", storage=url)
+    assert metasearch("delete", "half", "--yes", "--storage", url)[0] == 0
+    assert [row["name"] for row in json.loads(metasearch("studies", "--json", "--storage", url)[1])] == [study]
+
+
+def test_a_storage_that_breaks_after_it_was_opened_is_one_line(
+    metasearch: Run, url: str, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sqlalchemy
+
+    def locked(*arguments: object, **options: object) -> None:
+        raise sqlalchemy.exc.OperationalError("SELECT", {}, Exception("database is locked"))
+
+    monkeypatch.setattr("metasearch.report.queries.best_frame", locked)
+    code, out, err = metasearch("best", study, "--storage", url)
+    assert (code, out, err) == (5, "", "metasearch: the storage: database is locked\n")
