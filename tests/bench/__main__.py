@@ -1,0 +1,34 @@
+"""Speed beside what a user would write without metasearch: `python -m tests.bench [--quick] [overhead|throughput ...]`.
+
+Prints one table each, with how it was measured. Exit code 1 if a stated target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.bench import overhead, throughput
+
+BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run}
+
+
+def main() -> int:
+    """Run the benchmarks that the command line names, all by default; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measured speed, against its targets.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; no target is judged")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in BENCHMARKS:
+            parser.error(f"{name}: must be one of {', '.join(BENCHMARKS)}")
+    verdicts = [BENCHMARKS[name](quick=arguments.quick) for name in arguments.names or BENCHMARKS]
+    print()
+    for verdict in verdicts:
+        word = {True: "met", False: "MISSED", None: "not judged"}[verdict.met]
+        print(f"{verdict.name}: {word}: {verdict.text}")
+    return int(any(verdict.met is False for verdict in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
