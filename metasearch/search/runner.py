@@ -261,6 +261,9 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         worker = {"started": self._started.pop(number), "ended": time.time()}
         outcome: TrialOutcome | None = result.get("outcome")
         lost = outcome is not None and outcome.failure is not None and outcome.failure["reason"] == LOST
+        curve = self._curves.pop(number)
+        if (error or lost) and self._stop.is_set():
+            return  # the trial is left to the next driver, whatever stops this one
         if error:
             self._ledger.tell_lost(number, self._causes.pop(trial_id, "no cause given"), worker)
         elif lost and outcome is not None and outcome.failure is not None:
@@ -271,8 +274,7 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
             self._ledger.tell_failure(number, outcome.failure["reason"], outcome.failure["message"], outcome.worker)
         elif trial_id in self._ended_early:
             where = {"node": result.get("hostname"), "pid": result.get("pid")}
-            self._ledger.tell_pruned(number, self._curves[number], worker | where)
-        self._curves.pop(number)
+            self._ledger.tell_pruned(number, curve, worker | where)
         if self._ledger.lost_in_a_row >= MOST_LOST:
             self._stop.set("too many trials were lost")
         self._progress(self._ledger)
