@@ -16,7 +16,7 @@ from metasearch.spelling import hint
 
 Value = bool | int | float | str
 
-FAMILY_NAMES = ("convnet", "mlp")
+FAMILY_NAMES = ("convnet", "mlp", "resnet", "mobilenet")
 """The keys of metasearch.models.FAMILIES, which is not imported here because it loads torch."""
 
 
@@ -87,7 +87,7 @@ class Rule:
 
 PARAMETERS: dict[str, Rule] = {
     "student.family": Rule(str, "convnet", choices=FAMILY_NAMES, about="The student's network family."),
-    "student.depth": Rule(int, 3, low=1, high=12, about="Convolutions (convnet) or hidden layers (mlp)."),
+    "student.depth": Rule(int, 3, low=1, high=12, about="Convolutions, hidden layers (mlp) or blocks."),
     "batch_size": Rule(int, 64, low=1, high=4096, about="Examples in one optimizer step."),
     "optimizer": Rule(str, "adamw", choices=("sgd", "adamw"), about="The optimizer."),
     "momentum": Rule(float, 0.9, low=0, high=1, open_high=True, about="Momentum of sgd, first beta of adamw."),

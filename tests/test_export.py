@@ -38,6 +38,8 @@ CONFIGURATIONS: dict[str, tuple[str, tuple[int, ...], int, int]] = {
     "mlp-rgb-16": ("mlp", (3, 16, 16), 8, 3),
     "mlp-vector": ("mlp", (64,), 8, 1),
     "residual-rgb-12": ("residual", (3, 12, 12), 8, 2),
+    "resnet-grey-16": ("resnet", (1, 16, 16), 6, 3),
+    "mobilenet-rgb-16": ("mobilenet", (3, 16, 16), 8, 4),
 }
 
 
@@ -189,7 +191,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(trained: dict[str, 
     assert os.listdir(tmp_path) == ["network.onnx"]
 
 
-@pytest.mark.parametrize("name", ["convnet-rgb-16", "residual-rgb-12", "mlp-rgb-16"])
+@pytest.mark.parametrize(
+    "name", ["convnet-rgb-16", "residual-rgb-12", "mlp-rgb-16", "resnet-grey-16", "mobilenet-rgb-16"]
+)
 def test_onnxruntime_runs_every_int8_layer_on_integers(name: str, trained: dict[str, Trained], tmp_path: Path) -> None:
     path, optimized = tmp_path / "network.onnx", tmp_path / "optimized.onnx"
     write_onnx(trained[name].quantized, path)

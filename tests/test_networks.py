@@ -10,9 +10,13 @@ from torch import nn
 
 from metasearch.errors import InputError
 from metasearch.measure import count_macs, count_parameters
-from metasearch.models import NetworkSpec, build_network
+from metasearch.models import FAMILIES, NetworkSpec, build_network
+from metasearch.models.resnet import BasicBlock
 
 SIDES = st.integers(8, 64) | st.sampled_from([96, 100, 128, 200, 224])
+
+
+CONVOLUTIONAL = ["convnet", "resnet", "mobilenet"]
 
 
 def convolutions(model: nn.Module) -> list[nn.Conv2d]:
@@ -25,9 +29,9 @@ def convolutions(model: nn.Module) -> list[nn.Conv2d]:
     height=SIDES,
     width=SIDES,
     depth=st.integers(1, 7),
-    family=st.sampled_from(["convnet", "mlp"]),
+    family=st.sampled_from(sorted(FAMILIES)),
 )
-def test_both_families_take_images_of_any_shape(
+def test_every_family_takes_images_of_any_shape(
     channels: int, height: int, width: int, depth: int, family: str
 ) -> None:
     shape = (channels, height, width)
@@ -37,8 +41,9 @@ def test_both_families_take_images_of_any_shape(
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 40), (1, 8, 41), (1, 8, 224), (1, 224, 9), (5, 20, 224)])
 @pytest.mark.parametrize("depth", [1, 2, 3, 6])
-def test_a_convnet_takes_narrow_images(shape: tuple[int, ...], depth: int) -> None:
-    model = build_network(NetworkSpec("convnet", width=1, depth=depth), input_shape=shape, classes=2, seed=0)
+@pytest.mark.parametrize("family", CONVOLUTIONAL)
+def test_convolutional_families_train_on_narrow_images(family: str, shape: tuple[int, ...], depth: int) -> None:
+    model = build_network(NetworkSpec(family, width=1, depth=depth), input_shape=shape, classes=2, seed=0)
     assert model(torch.zeros(3, *shape)).shape == (3, 2)
 
 
@@ -48,9 +53,10 @@ def test_an_mlp_takes_vectors(features: int) -> None:
     assert model(torch.zeros(4, features)).shape == (4, 5)
 
 
+@pytest.mark.parametrize("family", CONVOLUTIONAL)
 @pytest.mark.parametrize("side", [48, 64, 96, 128, 224])
-def test_large_square_images_are_reduced_to_at_most_40_pixels_by_the_first_convolution(side: int) -> None:
-    spec = NetworkSpec("convnet", width=2, depth=3)
+def test_large_square_images_are_reduced_to_at_most_40_pixels_by_the_first_convolution(side: int, family: str) -> None:
+    spec = NetworkSpec(family, width=2, depth=3)
     model = build_network(spec, input_shape=(3, side, side), classes=2, seed=0)
     first = convolutions(model)[0]
     reduced = first(torch.zeros(1, 3, side, side)).shape[2:]
@@ -65,7 +71,15 @@ def test_images_of_up_to_40_pixels_are_not_reduced(shape: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    ("family", "shape"), [("convnet", (1, 28, 28)), ("convnet", (3, 224, 224)), ("mlp", (1, 8, 8)), ("mlp", (13,))]
+    ("family", "shape"),
+    [
+        ("convnet", (1, 28, 28)),
+        ("convnet", (3, 224, 224)),
+        ("mlp", (1, 8, 8)),
+        ("mlp", (13,)),
+        ("resnet", (1, 28, 28)),
+        ("mobilenet", (3, 32, 32)),
+    ],
 )
 def test_a_network_of_fewer_than_1000_parameters_is_possible(family: str, shape: tuple[int, ...]) -> None:
     model = build_network(NetworkSpec(family, width=1, depth=1), input_shape=shape, classes=10, seed=0)
@@ -98,7 +112,49 @@ def test_an_mlp_has_depth_hidden_layers_of_four_times_its_width(depth: int) -> N
     assert sizes == [(12, 24), *[(12, 12)] * (depth - 1), (5, 12)]
 
 
-@pytest.mark.parametrize("family", ["convnet", "mlp"])
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [
+        (1, [(3, 1)]),
+        (2, [(3, 1), (6, 2)]),
+        (4, [(3, 1), (6, 2), (12, 2), (12, 1)]),
+        (6, [(3, 1), (3, 1), (6, 2), (6, 1), (12, 2), (12, 1)]),
+    ],
+)
+def test_a_resnet_has_depth_basic_blocks_with_a_shortcut_where_the_shape_changes(
+    depth: int, blocks: list[tuple[int, int]]
+) -> None:
+    model = build_network(NetworkSpec("resnet", width=3, depth=depth), input_shape=(1, 16, 16), classes=2, seed=0)
+    found = [layer for layer in model.modules() if isinstance(layer, BasicBlock)]
+    assert [(c.out_channels, c.stride[0]) for c in (convolutions(block)[0] for block in found)] == blocks
+    for block in found:
+        first, second, *shortcut = convolutions(block)
+        assert first.kernel_size == second.kernel_size == (3, 3)
+        changes = first.stride != (1, 1) or first.in_channels != first.out_channels
+        assert [(layer.kernel_size, layer.stride) for layer in shortcut] == (
+            [((1, 1), first.stride)] if changes else []
+        )
+
+
+def test_a_block_whose_body_is_silent_passes_its_input_on() -> None:
+    block = BasicBlock(4, 4, stride=1).eval()
+    nn.init.zeros_(convolutions(block)[1].weight)
+    inputs = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(block(inputs), inputs)
+
+
+@pytest.mark.parametrize(("depth", "widths"), [(1, [3]), (3, [3, 6, 12]), (5, [3, 6, 6, 12, 12])])
+def test_a_mobilenet_has_depth_separable_blocks(depth: int, widths: list[int]) -> None:
+    model = build_network(NetworkSpec("mobilenet", width=3, depth=depth), input_shape=(1, 16, 16), classes=2, seed=0)
+    _, *layers = convolutions(model)
+    depthwise, pointwise = layers[::2], layers[1::2]
+    assert [layer.out_channels for layer in pointwise] == widths
+    assert all(layer.groups == layer.in_channels == layer.out_channels for layer in depthwise)
+    assert all((layer.kernel_size, layer.groups) == ((1, 1), 1) for layer in pointwise)
+    assert sum(layer.stride == (2, 2) for layer in depthwise) == min(depth, 3) - 1
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_wider_or_deeper_network_costs_more(family: str) -> None:
     def cost(width: int, depth: int) -> tuple[int, int]:
         spec = NetworkSpec(family, width=width, depth=depth)
@@ -109,7 +165,7 @@ def test_a_wider_or_deeper_network_costs_more(family: str) -> None:
         assert all(a < b for a, b in zip(cost(*smaller), cost(*larger), strict=True))
 
 
-@pytest.mark.parametrize("family", ["convnet", "mlp"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_seed_gives_the_same_weights_again_and_another_seed_others(family: str) -> None:
     def weights(seed: int) -> torch.Tensor:
         spec = NetworkSpec(family, width=3, depth=2)
@@ -131,18 +187,19 @@ def test_building_leaves_the_global_generator_alone(monkeypatch: pytest.MonkeyPa
     assert seeded == []
 
 
+@pytest.mark.parametrize("family", CONVOLUTIONAL)
 @pytest.mark.parametrize("shape", [(1, 7, 28), (3, 28, 7), (64,), (1, 1, 1)])
-def test_a_convnet_refuses_vectors_and_small_images(shape: tuple[int, ...]) -> None:
+def test_convolutional_families_refuse_vectors_and_small_images(shape: tuple[int, ...], family: str) -> None:
     with pytest.raises(InputError) as refusal:
-        build_network(NetworkSpec("convnet", width=3, depth=1), input_shape=shape, classes=3, seed=0)
-    message = f"student.family: convnet needs images of at least 8 x 8 pixels, got '{shape}'"
+        build_network(NetworkSpec(family, width=3, depth=1), input_shape=shape, classes=3, seed=0)
+    message = f"student.family: {family} needs images of at least 8 x 8 pixels, got '{shape}'"
     assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet", 3, 2), "network.family: must be one of convnet, mlp, got 'resnet'"),
+        (("vgg", 3, 2), "network.family: must be one of convnet, mlp, resnet, mobilenet, got 'vgg'"),
         (("mlp", 0, 2), "network.width: must be a whole number of at least 1, got 0"),
         (("mlp", 3, -1), "network.depth: must be a whole number of at least 1, got -1"),
         (("mlp", True, 1), "network.width: must be a whole number of at least 1, got True"),
@@ -155,7 +212,7 @@ def test_a_bad_spec_is_refused_in_one_clear_line(arguments: tuple[str, int, int]
     assert str(refusal.value) == message
 
 
-@given(family=st.sampled_from(["convnet", "mlp"]), width=st.integers(1, 10**6), depth=st.integers(1, 10**3))
+@given(family=st.sampled_from(sorted(FAMILIES)), width=st.integers(1, 10**6), depth=st.integers(1, 10**3))
 def test_a_spec_survives_its_text(family: str, width: int, depth: int) -> None:
     spec = NetworkSpec(family, width=width, depth=depth)
     assert NetworkSpec.parse(str(spec)) == spec

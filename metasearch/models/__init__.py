@@ -15,8 +15,15 @@ from torch import nn
 from metasearch.errors import InputError
 from metasearch.models.convnet import convnet
 from metasearch.models.mlp import mlp
+from metasearch.models.mobilenet import mobilenet
+from metasearch.models.resnet import resnet
 
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"convnet": convnet, "mlp": mlp}
+FAMILIES: dict[str, Callable[..., nn.Module]] = {
+    "convnet": convnet,
+    "mlp": mlp,
+    "resnet": resnet,
+    "mobilenet": mobilenet,
+}
 
 
 @dataclass(frozen=True)
