@@ -176,7 +176,7 @@ class _Run:
         def pruned(model: nn.Module, epoch: int) -> nn.Module:
             started = time.perf_counter()
             ratio = c.pruning_ratio((epoch + 1) / max(epochs, 1))
-            smaller = prune_to_ratio(model, ratio=ratio, original_channels=before)
+            smaller = prune_to_ratio(model, ratio=ratio, original=before, input_shape=self.task.input_shape)
             if smaller is not model:
                 recalibrate_batchnorm(smaller, self.task)
                 metrics = self._network_metrics(smaller) | {"pruning_ratio": ratio}

@@ -1,38 +1,99 @@
 """Structured pruning: channels really removed, the least important first.
 
-The importance of a channel is the L2 norm of its filter after its BatchNorm is folded in (the norm of what the channel
-can add to the next layer), divided by its layer's mean, so that layers of different scale compare (the layer-wise
-normalisation that global pruning needs: Molchanov et al. 2017, section 2.2, there with the L2 norm of the layer).
+The importance of a channel is summed over the layers that make it (several where values are added), then divided by the
+mean of its group, so that layers of different scale compare (the layer-wise normalisation that global pruning needs:
+Molchanov et al. 2017, section 2.2, there with the L2 norm of the layer). A layer's own measure, per filter f:
+
+    l1, l2      the norm of f after its BatchNorm is folded in (the norm of what the channel can add to the next layer)
+    bn_scale    |gamma| of its BatchNorm (Liu et al. 2017, section 3); 1 where there is none
+    taylor      (dE/dz)^2 of a gate z = 1 behind the layer's BatchNorm, or behind the layer where it has none
+                (Molchanov et al. 2019, eq. 8): the square of the sum of gradient * parameter
 """
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from metasearch.errors import TrialFailure
-from metasearch.models.channels import ChannelGroup, channel_groups, keep_channels
+from metasearch.measure import count_macs
+from metasearch.models.channels import ChannelGroup, channel_groups, keep_channels, weighted_layer
 from metasearch.tasks import Task
 
 LEAST_KEPT = 0.1
 """The share of its channels that every layer keeps: a layer of no channels cuts the network in two."""
 
+Layer = nn.Linear | nn.Conv2d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
-def channel_importance(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """Return the importance of each channel of a group, (size,), float32, with mean 1 (or all 0)."""
-    weight = model.get_submodule(group.producer).weight
-    assert isinstance(weight, Tensor)
-    norm = weight.detach().flatten(1).norm(dim=1)
-    for name in group.norms:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))
-        assert layer.running_var is not None
-        norm = norm * layer.weight.detach().abs() / (layer.running_var + layer.eps).sqrt()
-    importance: Tensor = norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny)
-    return importance
+
+def l1(layer: Layer, norms: Sequence[Norm]) -> Tensor:
+    """Return the L1 norm of each folded filter, (size,)."""
+    return _folded_norm(layer, norms, order=1)
+
+
+def l2(layer: Layer, norms: Sequence[Norm]) -> Tensor:
+    """Return the L2 norm of each folded filter, (size,)."""
+    return _folded_norm(layer, norms, order=2)
+
+
+def bn_scale(layer: Layer, norms: Sequence[Norm]) -> Tensor:
+    """Return |gamma| of each channel, (size,); the product where BatchNorms follow one another."""
+    scale = torch.ones(layer.weight.shape[0], device=layer.weight.device)
+    for norm in norms:
+        scale = scale if norm.weight is None else scale * norm.weight.detach().abs()
+    return scale
+
+
+def taylor(layer: Layer, norms: Sequence[Norm]) -> Tensor:
+    """Return the squared gradient of each channel's gate, (size,), from the gradients that lie in the parameters.
+
+    Raises ValueError if there are none.
+    """
+    gated = next((norm for norm in reversed(norms) if norm.weight is not None), layer)
+    change = torch.zeros(layer.weight.shape[0], device=layer.weight.device)
+    for parameter in (gated.weight, gated.bias):
+        if parameter is None:
+            continue
+        if parameter.grad is None:
+            raise ValueError("taylor needs the gradients of a loss in the network's parameters")
+        change = change + (parameter.detach() * parameter.grad).reshape(len(parameter), -1).sum(dim=1)
+    return change.square()
+
+
+IMPORTANCES: dict[str, Callable[[Layer, Sequence[Norm]], Tensor]] = {
+    "l1": l1,
+    "l2": l2,
+    "bn_scale": bn_scale,
+    "taylor": taylor,
+}
+
+
+def _folded_norm(layer: Layer, norms: Sequence[Norm], *, order: int) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(layer.weight.detach().flatten(1), order, dim=1)
+    for norm in norms:
+        assert norm.running_var is not None
+        size = size if norm.weight is None else size * norm.weight.detach().abs()
+        size = size / (norm.running_var + norm.eps).sqrt()
+    return size
+
+
+def channel_importance(model: nn.Module, group: ChannelGroup, importance: str = "l2") -> Tensor:
+    """Return the importance of each channel of a group, (size,), float32, with mean 1 (or all 0).
+
+    importance: a key of IMPORTANCES. Raises ValueError for `taylor` without gradients.
+    """
+    total = torch.zeros(())
+    for producer, names in group.producers.items():
+        norms = [model.get_submodule(name) for name in names]
+        assert all(isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) for norm in norms)
+        layer = weighted_layer(model, producer)
+        total = total.to(layer.weight.device) + IMPORTANCES[importance](layer, norms)  # type: ignore[arg-type]  # BatchNorms
+    return total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
 
 
 def choose_channels(importances: Sequence[Tensor], *, remove: int) -> list[Tensor]:
@@ -42,7 +103,7 @@ def choose_channels(importances: Sequence[Tensor], *, remove: int) -> list[Tenso
     that leaves fewer than `remove` to take, fewer are taken.
     """
     kept = [set(range(len(values))) for values in importances]
-    spare = [len(values) - max(1, math.ceil(LEAST_KEPT * len(values))) for values in importances]
+    spare = [_spare(len(values)) for values in importances]
     ranked = sorted(
         (value, layer, channel)
         for layer, values in enumerate(importances)
@@ -58,21 +119,53 @@ def choose_channels(importances: Sequence[Tensor], *, remove: int) -> list[Tenso
     return [torch.tensor(sorted(channels)) for channels in kept]
 
 
-def prune_to_ratio(model: nn.Module, *, ratio: float, original_channels: int) -> nn.Module:
-    """Return the network without its least important channels, globally: `ratio` of the original ones are gone.
+def _spare(size: int) -> int:
+    """Return how many of a layer's channels may go."""
+    return size - max(1, math.ceil(LEAST_KEPT * size))
 
-    ratio: in [0, 1). original_channels: the channels in all groups before any pruning; the number to go is rounded up,
-    so that a ratio above 0 always asks for one at least. Returns `model` itself where nothing is left to remove.
+
+def prune_to_ratio(
+    model: nn.Module,
+    *,
+    ratio: float,
+    original: int,
+    input_shape: tuple[int, ...],
+    target: str = "channels",
+    importance: str = "l2",
+    gradients: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:
+    """Return the network without its least important channels, globally, until `ratio` of the original size is gone.
+
+    ratio: in [0, 1). target: a key of SIZES. channels: ratio * original of them go, rounded up, so that a ratio above 0
+    always asks for one at least; macs: the fewest channels, ranked by importance alone, whose removal leaves at most
+    (1 - ratio) * original. original: that size before any pruning. importance: a key of IMPORTANCES. gradients: called
+    on the model before `taylor` is computed, to leave the gradients of a loss in its parameters; they are gone
+    afterwards. Returns `model` itself where nothing is left to remove.
+    Raises ValueError for `taylor` without gradients.
     """
+    allowed = math.floor((1 - ratio) * original + 1e-9)
+    size_of = SIZES[target]
+    if size_of(model, input_shape) <= allowed:
+        return model
     groups = channel_groups(model)
-    present = sum(group.size for group in groups)
-    remove = math.ceil(ratio * original_channels - 1e-9) - (original_channels - present)
-    if remove <= 0:
+    if importance == "taylor" and gradients is not None:
+        model.zero_grad(set_to_none=True)
+        gradients(model)
+    importances = [channel_importance(model, group, importance) for group in groups]
+    if importance == "taylor":
+        model.zero_grad(set_to_none=True)
+
+    def without(remove: int) -> nn.Module:
+        return keep_channels(model, choose_channels(importances, remove=remove))
+
+    removable = sum(_spare(group.size) for group in groups)
+    if removable == 0:
         return model
-    keep = choose_channels([channel_importance(model, group) for group in groups], remove=remove)
-    if all(len(kept) == group.size for kept, group in zip(keep, groups, strict=True)):
-        return model
-    return keep_channels(model, keep)
+    if target == "channels":
+        return without(total_channels(model) - allowed)
+    counts = range(1, removable)
+    remove = bisect.bisect_left(counts, True, key=lambda count: size_of(without(count), input_shape) <= allowed) + 1
+    return without(remove)
 
 
 def narrow(model: nn.Module, *, width: int, present_width: int) -> nn.Module:
@@ -88,9 +181,13 @@ def narrow(model: nn.Module, *, width: int, present_width: int) -> nn.Module:
     return keep_channels(model, keep)
 
 
-def total_channels(model: nn.Module) -> int:
-    """Return the number of channels in all groups of a network."""
+def total_channels(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> int:
+    """Return the number of channels in all groups of a network, whatever the shape of its input."""
     return sum(group.size for group in channel_groups(model))
+
+
+SIZES: dict[str, Callable[[nn.Module, tuple[int, ...]], int]] = {"channels": total_channels, "macs": count_macs}
+"""What a pruning ratio is a share of, by the name of the target: size(model, input_shape)."""
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 
 from metasearch.errors import TrialFailure
 from metasearch.measure import count_macs, count_parameters
-from metasearch.models import NetworkSpec, build_network
-from metasearch.models.channels import channel_groups
+from metasearch.models import FAMILIES, NetworkSpec, build_network
+from metasearch.models.channels import channel_groups, keep_channels, weighted_layer
 from metasearch.models.lowered import Convolution, lower
 from metasearch.prune import (
+    IMPORTANCES,
     LEAST_KEPT,
+    SIZES,
     channel_importance,
     check_removed,
     choose_channels,
@@ -28,13 +31,17 @@ from metasearch.prune import (
 from metasearch.tasks.task import Normalisation
 from tests.synthetic import synthetic_task
 
-IMPORTANCES = st.lists(
+LAYERS = st.lists(
     st.lists(st.integers(0, 50), min_size=1, max_size=4, unique=True), min_size=1, max_size=3
 )  # fmt: skip
 
 
 def network(family: str = "convnet", *, width: int = 6, depth: int = 4, seed: int = 0) -> nn.Module:
     return build_network(NetworkSpec(family, width=width, depth=depth), input_shape=(1, 8, 8), classes=3, seed=seed)
+
+
+def pruned_to(model: nn.Module, ratio: float, original: int, **options: Any) -> nn.Module:
+    return prune_to_ratio(model, ratio=ratio, original=original, input_shape=(1, 8, 8), **options)
 
 
 def sizes(model: nn.Module) -> list[int]:
@@ -45,7 +52,7 @@ def least_kept(size: int) -> int:
     return max(1, math.ceil(LEAST_KEPT * size))
 
 
-@given(values=IMPORTANCES, remove=st.integers(0, 12))
+@given(values=LAYERS, remove=st.integers(0, 12))
 def test_the_channels_removed_are_the_least_important_set_of_all_that_are_allowed(
     values: list[list[int]], remove: int
 ) -> None:
@@ -77,42 +84,183 @@ def test_every_layer_keeps_its_tenth_however_much_is_asked(layers: list[int], re
         assert indices.tolist() == sorted(set(indices.tolist()))
 
 
-def test_the_importance_of_a_channel_is_the_norm_of_its_folded_filter_over_its_layer_mean() -> None:
-    model = network(depth=3)
+def lived_in(model: nn.Module) -> nn.Module:
+    """Give BatchNorm layers statistics and an affine map as after training, and return the model in eval mode."""
+    generator = torch.Generator().manual_seed(1)
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
             assert layer.running_var is not None
-            layer.running_var.uniform_(0.2, 2)
-            layer.weight.data.uniform_(-2, 2)
+            layer.running_var.uniform_(0.2, 2, generator=generator)
+            layer.weight.data.uniform_(-2, 2, generator=generator)
+            layer.bias.data.normal_(0, 0.5, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("importance", "order"), [("l1", 1), ("l2", 2)])
+def test_the_importance_of_a_channel_is_the_norm_of_its_folded_filter_over_its_layer_mean(
+    importance: str, order: int
+) -> None:
+    model = lived_in(network(depth=3))
     lowered = lower(model, normalisation=Normalisation((1.0,), (0.0,)), input_shape=(1, 8, 8))
     folded = [operation.weight for operation in lowered.operations if isinstance(operation, Convolution)]
     for group, weight in zip(channel_groups(model), folded, strict=True):
-        norm = weight.flatten(1).norm(dim=1)
-        importance = channel_importance(model, group)
-        torch.testing.assert_close(importance, norm / norm.mean())
-        assert importance.dtype == torch.float32
+        norm = torch.linalg.vector_norm(weight.flatten(1), order, dim=1)
+        values = channel_importance(model, group, importance)
+        torch.testing.assert_close(values, norm / norm.mean())
+        assert values.dtype == torch.float32
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "bn_scale"])
+@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+def test_the_importance_of_a_group_is_the_sum_over_the_layers_that_make_it(family: str, importance: str) -> None:
+    model = lived_in(network(family, depth=3))
+    several = [group for group in channel_groups(model) if len(group.producers) > 1]
+    assert several
+    for group in several:
+        parts = []
+        for name, norms in group.producers.items():
+            layer, norm = weighted_layer(model, name), model.get_submodule(norms[0])
+            assert isinstance(norm, nn.BatchNorm2d)
+            parts.append(IMPORTANCES[importance](layer, [norm]))
+        total = torch.stack(parts).sum(dim=0)
+        torch.testing.assert_close(channel_importance(model, group, importance), total / total.mean())
+
+
+def test_the_scale_of_batchnorm_is_its_own_importance() -> None:
+    model = lived_in(network(depth=2))
+    (group, _) = channel_groups(model)
+    gamma = model.get_submodule("1").weight
+    assert isinstance(gamma, Tensor)
+    torch.testing.assert_close(channel_importance(model, group, "bn_scale"), gamma.abs() / gamma.abs().mean())
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    inputs = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    return nn.functional.cross_entropy(model(inputs), torch.arange(16) % 3)
+
+
+def loss_gradients(model: nn.Module) -> None:
+    loss_of(model).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+@pytest.mark.parametrize("family", ["convnet", "mlp", "resnet", "mobilenet"])
+def test_the_taylor_importance_is_the_squared_change_of_the_loss_with_a_gate_on_each_channel(family: str) -> None:
+    """Against automatic differentiation by gates of 1 that hooks put behind every BatchNorm of the group."""
+    model = lived_in(network(family, width=4, depth=2))
+    loss_gradients(model)
+    for group in channel_groups(model):
+        values = channel_importance(model, group, "taylor")
+        expected = torch.zeros(group.size)
+        for norms in group.producers.values():
+            gates = torch.ones(group.size, requires_grad=True)
+
+            def gate(_: nn.Module, __: object, output: Tensor, gates: Tensor = gates) -> Tensor:
+                return output * gates.reshape(-1, *[1] * (output.ndim - 2))
+
+            handle = model.get_submodule(norms[-1]).register_forward_hook(gate)
+            (gradient,) = torch.autograd.grad(loss_of(model), gates)
+            handle.remove()
+            expected += gradient.square()
+        torch.testing.assert_close(values, expected / expected.mean(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_gate_of_a_layer_without_batchnorm_lies_behind_the_layer() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
+    gates = torch.ones(5, requires_grad=True)
+    handle = model[1].register_forward_hook(lambda _, __, output: output * gates)
+    (gradient,) = torch.autograd.grad(loss_of(model), gates)
+    handle.remove()
+    loss_gradients(model)
+    (group,) = channel_groups(model)
+    expected = gradient.square() / gradient.square().mean()
+    torch.testing.assert_close(channel_importance(model, group, "taylor"), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_taylor_without_gradients_is_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="taylor needs the gradients"):
+        pruned_to(model, 0.5, total_channels(model), importance="taylor")
+
+
+def test_taylor_reads_fresh_gradients_and_leaves_none_behind() -> None:
+    model = network()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)  # left over from training
+    seen: list[nn.Module] = []
+
+    def gradients(given: nn.Module) -> None:
+        assert all(parameter.grad is None for parameter in given.parameters())
+        seen.append(given)
+        loss_gradients(given)
+
+    pruned = pruned_to(model, 0.5, total_channels(model), importance="taylor", gradients=gradients)
+    assert seen == [model]
+    assert all(p.grad is None for p in [*model.parameters(), *pruned.parameters()])
+    expected = network()
+    loss_gradients(expected)
+    expected = pruned_to(expected, 0.5, total_channels(model), importance="taylor")
+    assert all(torch.equal(a, b) for a, b in zip(pruned.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_the_importance_asked_for_decides_what_goes(family: str, importance: str) -> None:
+    model = lived_in(network(family, width=8))
+    before = total_channels(model)
+    pruned = pruned_to(model, 0.4, before, importance=importance, gradients=loss_gradients)
+    loss_gradients(model)
+    values = {name: [channel_importance(model, g, name) for g in channel_groups(model)] for name in IMPORTANCES}
+    expected = keep_channels(model, choose_channels(values[importance], remove=math.ceil(0.4 * before)))
+    assert all(torch.equal(a, b) for a, b in zip(pruned.parameters(), expected.parameters(), strict=True))
+    others = [torch.cat(other) for name, other in values.items() if name != importance]
+    assert not any(torch.allclose(torch.cat(values[importance]), other) for other in others)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.6])
+def test_pruning_to_macs_removes_as_few_channels_as_reach_them(family: str, ratio: float) -> None:
+    """Against a search that removes one channel more at a time."""
+    model = lived_in(network(family, width=4))
+    before = count_macs(model, (1, 8, 8))
+    pruned = pruned_to(model, ratio, before, target="macs")
+    assert count_macs(pruned, (1, 8, 8)) <= (1 - ratio) * before
+    importances = [channel_importance(model, group) for group in channel_groups(model)]
+    for remove in itertools.count(1):
+        fewest = keep_channels(model, choose_channels(importances, remove=remove))
+        if count_macs(fewest, (1, 8, 8)) <= (1 - ratio) * before:
+            break
+    assert sizes(pruned) == sizes(fewest)
+    assert pruned_to(pruned, ratio, before, target="macs") is pruned
+
+
+@pytest.mark.parametrize("target", SIZES)
+def test_a_request_for_more_than_may_go_removes_all_that_may(target: str) -> None:
+    model = network()
+    original = SIZES[target](model, (1, 8, 8))
+    assert sizes(pruned_to(model, 0.999, original, target=target)) == [least_kept(size) for size in sizes(model)]
 
 
 def test_a_layer_of_zeros_has_no_importance_and_no_nan() -> None:
     model = network("mlp", width=1, depth=1)
     group = channel_groups(model)[0]
-    nn.init.zeros_(model.get_submodule(group.producer).weight)  # type: ignore[arg-type]  # a tensor
+    nn.init.zeros_(weighted_layer(model, next(iter(group.producers))).weight)
     assert channel_importance(model, group).tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize("family", ["convnet", "mlp"])
-def test_a_ratio_of_zero_returns_the_model_itself(family: str) -> None:
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("target", SIZES)
+def test_a_ratio_of_zero_returns_the_model_itself(family: str, target: str) -> None:
     model = network(family)
-    assert prune_to_ratio(model, ratio=0.0, original_channels=total_channels(model)) is model
+    assert pruned_to(model, 0.0, SIZES[target](model, (1, 8, 8)), target=target) is model
 
 
-@pytest.mark.parametrize("family", ["convnet", "mlp"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("ratio", [0.001, 0.1, 0.25, 0.5, 0.77, 0.9])
 def test_pruning_removes_the_ratio_of_all_channels_rounded_up(family: str, ratio: float) -> None:
     model = network(family)
     before = total_channels(model)
     most = sum(size - least_kept(size) for size in sizes(model))
-    pruned = prune_to_ratio(model, ratio=ratio, original_channels=before)
+    pruned = pruned_to(model, ratio, before)
     assert before - total_channels(pruned) == min(math.ceil(ratio * before), most)
     assert sizes(model) == sizes(network(family))
 
@@ -120,7 +268,7 @@ def test_pruning_removes_the_ratio_of_all_channels_rounded_up(family: str, ratio
 def test_a_product_that_is_whole_but_for_rounding_is_not_rounded_up() -> None:
     """In float64 0.07 * 100 is 7.000000000000001."""
     model = network("mlp", width=25, depth=1)
-    assert total_channels(prune_to_ratio(model, ratio=0.07, original_channels=100)) == 93
+    assert total_channels(pruned_to(model, 0.07, 100)) == 93
 
 
 def test_pruning_step_by_step_reaches_the_same_number_as_pruning_at_once() -> None:
@@ -128,18 +276,21 @@ def test_pruning_step_by_step_reaches_the_same_number_as_pruning_at_once() -> No
     before = total_channels(model)
     stepwise = model
     for ratio in (0.1, 0.1, 0.35, 0.2, 0.6):
-        stepwise = prune_to_ratio(stepwise, ratio=ratio, original_channels=before)
-    at_once = prune_to_ratio(model, ratio=0.6, original_channels=before)
+        stepwise = pruned_to(stepwise, ratio, before)
+    at_once = pruned_to(model, 0.6, before)
     assert total_channels(stepwise) == total_channels(at_once) == before - math.ceil(0.6 * before)
-    assert prune_to_ratio(stepwise, ratio=0.3, original_channels=before) is stepwise
+    assert pruned_to(stepwise, 0.3, before) is stepwise
 
 
 def test_where_nothing_is_left_to_remove_the_model_itself_comes_back() -> None:
     model = network("convnet", width=1, depth=1)
-    assert prune_to_ratio(model, ratio=0.9, original_channels=1) is model
+    assert pruned_to(model, 0.9, 1) is model
 
 
-@pytest.mark.parametrize(("family", "shape"), [("convnet", (1, 8, 8)), ("convnet", (3, 41, 20)), ("mlp", (5,))])
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [("convnet", (1, 8, 8)), ("convnet", (3, 41, 20)), ("mlp", (5,)), ("resnet", (1, 9, 8)), ("mobilenet", (3, 8, 8))],
+)
 @pytest.mark.parametrize("width", [1, 3, 7, 12])
 def test_narrowing_gives_the_shape_of_a_network_built_at_that_width(
     family: str, shape: tuple[int, ...], width: int
@@ -161,9 +312,8 @@ def test_narrowing_keeps_the_most_important_channels_of_each_layer() -> None:
     group = channel_groups(model)[0]
     best = channel_importance(model, group).argsort(descending=True)[:4].sort().values
     narrowed = narrow(model, width=1, present_width=2)
-    weight = model.get_submodule(group.producer).weight
-    assert isinstance(weight, Tensor)
-    assert torch.equal(narrowed.get_submodule(group.producer).weight, weight[best])  # type: ignore[arg-type]  # a tensor
+    (producer,) = group.producers
+    assert torch.equal(weighted_layer(narrowed, producer).weight, weighted_layer(model, producer).weight[best])
 
 
 def statistics_by_numpy(values: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

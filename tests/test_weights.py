@@ -17,7 +17,12 @@ from metasearch.models.weights import load_weights, save_weights
 from tests.synthetic import synthetic_task
 
 TASK = synthetic_task()
-SPECS = [NetworkSpec("convnet", width=4, depth=4), NetworkSpec("mlp", width=3, depth=2)]
+SPECS = [
+    NetworkSpec("convnet", width=4, depth=4),
+    NetworkSpec("mlp", width=3, depth=2),
+    NetworkSpec("resnet", width=4, depth=3),
+    NetworkSpec("mobilenet", width=4, depth=3),
+]
 
 
 def network(spec: NetworkSpec, *, share: float = 1.0) -> nn.Module:
@@ -48,8 +53,8 @@ def test_a_network_survives_its_file(spec: NetworkSpec, share: float, tmp_path: 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_network_survives_being_pruned_twice(tmp_path: Path) -> None:
-    spec = SPECS[0]
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_network_survives_being_pruned_twice(spec: NetworkSpec, tmp_path: Path) -> None:
     model = network(spec, share=0.5)
     model = keep_channels(model, [torch.tensor([group.size - 1]) for group in channel_groups(model)]).eval()
     save_weights(model, tmp_path / "w", spec=spec, task=TASK)

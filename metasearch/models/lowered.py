@@ -176,7 +176,7 @@ def lower(model: nn.Module, *, normalisation: Normalisation, input_shape: tuple[
     Raises TypeError naming the layer, for one that has no lowered form.
     """
     network = copy.deepcopy(model).to(device="cpu", dtype=torch.float32).eval()
-    graph = fx.symbolic_trace(network).graph
+    graph = trace(network)
     for node in list(graph.nodes):
         if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), VANISHING):
             node.replace_all_uses_with(node.all_input_nodes[0])
@@ -192,7 +192,7 @@ def lower(model: nn.Module, *, normalisation: Normalisation, input_shape: tuple[
             if len(sources) != 1 or index[sources[0]] != len(operations) - 1 or not operations:
                 raise TypeError("the network must return one tensor, and its last layer must make it")
             continue
-        layer, place = _layer(node, network)
+        layer, place = called_layer(node, network)
         made_by = index[sources[0]]
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU)):
             if made_by < 0 or len(sources[0].users) != 1:
@@ -207,8 +207,20 @@ def lower(model: nn.Module, *, normalisation: Normalisation, input_shape: tuple[
     return LoweredNetwork(normalisation, tuple(input_shape), tuple(operations))
 
 
-def _layer(node: fx.Node, network: nn.Module) -> tuple[nn.Module | type[Add], str]:
-    """Return the layer that a node calls, or the one that a function stands for, and its place for messages."""
+def trace(network: nn.Module) -> fx.Graph:
+    """Return the calls that the network's forward pass makes. Raises TypeError where it cannot be traced."""
+    try:
+        return fx.symbolic_trace(network).graph
+    except Exception as error:  # whatever a forward pass raises when it asks a symbol for its value
+        reason = str(error).strip().split("\n")[0]
+        raise TypeError(f"{type(network).__name__} cannot be traced: {reason}") from error
+
+
+def called_layer(node: fx.Node, network: nn.Module) -> tuple[nn.Module | type[Add], str]:
+    """Return the layer that a node calls, or the one that a function stands for, and its place for messages.
+
+    Raises TypeError for a function that stands for none.
+    """
     if node.op == "call_module":
         layer = network.get_submodule(str(node.target))
         return layer, f"{node.target} ({type(layer).__name__})"
@@ -220,7 +232,7 @@ def _layer(node: fx.Node, network: nn.Module) -> tuple[nn.Module | type[Add], st
     two_values = len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args)
     if target in (operator.add, operator.iadd, torch.add) and two_values and not node.kwargs:
         return Add, node.name
-    raise TypeError(f"operation {node.name} has no lowered form")
+    raise TypeError(f"operation {node.name} stands for no known layer")
 
 
 def _operation(layer: nn.Module | type[Add], inputs: tuple[str, ...], place: str, number: int) -> Operation:
