@@ -3,11 +3,14 @@
 Nothing is traced: the graph repeats the list of operations, so that the file stores exactly `stored_tensors()`, holds
 no path or comment, and has the same bytes for the same network. Int8 is written as QuantizeLinear and DequantizeLinear
 around ordinary operators (QDQ); onnxruntime fuses them to QLinearConv, QLinearAdd, QLinearGlobalAveragePool and QGemm.
+A packed weight (metasearch.models.packing) goes through the model's own function `Unpack`, made of standard operators;
+onnxruntime expands it when it loads the file, so that what runs is the same as from a dense weight.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +27,18 @@ from metasearch.models.lowered import (
     MaxPool,
     Operation,
 )
+from metasearch.models.packing import SHARED, part_names
 from metasearch.quantize import QuantizedNetwork, weight_zero_name, zero_point_name
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 OPSET = 20
 """The default of torch 2.15's own exporter; onnxruntime runs it from 1.17 on, the first with IR version 9."""
 IR_VERSION = 9
+DOMAIN = "metasearch"
+"""Where the function `Unpack` is defined: within the file itself."""
 
 
 @dataclass
@@ -39,6 +46,7 @@ class _Graph:
     """The nodes written so far, and the ONNX name of each value where it is read as float."""
 
     network: LoweredNetwork | QuantizedNetwork
+    stored: Mapping[str, np.ndarray]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -59,7 +67,9 @@ class _Graph:
     def weights(self, operation: Convolution | Linear) -> list[str]:
         """Return the names of the operation's weight and, where it has one, bias, as floats."""
         name = operation.output
-        stored = [f"{name}.weight"] + ([] if operation.bias is None else [f"{name}.bias"])
+        if (weight := f"{name}.weight") not in self.stored:
+            self.add("Unpack", [*part_names(weight, tuple(operation.weight.shape)), *SHARED], weight, domain=DOMAIN)
+        stored = [weight] + ([] if operation.bias is None else [f"{name}.bias"])
         if not isinstance(self.network, QuantizedNetwork):
             return stored
         scale = f"{name}.weight_scale"
@@ -103,7 +113,8 @@ def onnx_tensor_bytes(path: str | os.PathLike[str]) -> int:
 def _model(network: LoweredNetwork | QuantizedNetwork) -> onnx.ModelProto:
     from onnx import TensorProto, helper, numpy_helper
 
-    graph = _Graph(network)
+    stored = network.stored_tensors()
+    graph = _Graph(network, stored)
     int8 = isinstance(network, QuantizedNetwork)
     image = len(network.input_shape) == 3
     value = graph.add("Cast", ["input"], "input_float", to=TensorProto.FLOAT) if image else "input"
@@ -118,13 +129,41 @@ def _model(network: LoweredNetwork | QuantizedNetwork) -> onnx.ModelProto:
     element = TensorProto.UINT8 if image else TensorProto.FLOAT
     inputs = [helper.make_tensor_value_info("input", element, ["batch", *network.input_shape])]
     outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", classes])]
-    initializers = [numpy_helper.from_array(tensor, name) for name, tensor in network.stored_tensors().items()]
+    initializers = [numpy_helper.from_array(tensor, name) for name, tensor in stored.items()]
+    functions = [_unpack()] if SHARED.keys() <= stored.keys() else []
+    own = [helper.make_opsetid(DOMAIN, 1)] if functions else []
     return helper.make_model(
         helper.make_graph(graph.nodes, "metasearch", inputs, outputs, initializers),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid("", OPSET), *own],
+        functions=functions,
         ir_version=IR_VERSION,
         producer_name="metasearch",
     )
+
+
+def _unpack() -> onnx.FunctionProto:
+    """Return the function that expands a packed weight, step by step `metasearch.models.packing.unpack`.
+
+    Scattering the values to NonZero of the mask would be shorter, but onnxruntime 1.31 does not fold NonZero on load.
+    """
+    from onnx import TensorProto, helper
+
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("BitwiseAnd", ["mask", "bits"], "set", {}),  # (n / 8, 1) and (8,) -> (n / 8, 8)
+        ("Reshape", ["set", "flat"], "padded", {}),
+        ("ReduceProd", ["shape"], "size", {"keepdims": 1}),
+        ("Slice", ["padded", "first", "size"], "flat_set", {}),  # (n,)
+        ("Cast", ["flat_set"], "present_bool", {"to": TensorProto.BOOL}),
+        ("Cast", ["present_bool"], "present", {"to": TensorProto.INT32}),
+        ("Squeeze", ["first"], "axis", {}),  # the standard wants a scalar here, onnxruntime would take both
+        ("CumSum", ["present", "axis"], "count", {}),
+        ("Mul", ["count", "present"], "index", {}),
+        ("Gather", ["values", "index"], "flat_weight", {}),
+        ("Reshape", ["flat_weight", "shape"], "weight", {}),
+    ]
+    nodes = [helper.make_node(kind, inputs, [output], **attributes) for kind, inputs, output, attributes in steps]
+    inputs = ["mask", "values", "shape", "bits", "flat", "first"]  # the last three in the order of SHARED
+    return helper.make_function(DOMAIN, "Unpack", inputs, ["weight"], nodes, [helper.make_opsetid("", OPSET)])
 
 
 def _add_operation(graph: _Graph, operation: Operation) -> None:

@@ -32,6 +32,7 @@ from metasearch.models.lowered import (
     apply_weights,
     normalisation_tensors,
     run,
+    weight_tensors,
 )
 from metasearch.tasks.task import Normalisation
 
@@ -91,14 +92,13 @@ class QuantizedNetwork:
         return run(self.operations, self.activations[NORMALISED].quantize(self.normalisation(inputs)), self._apply)
 
     def stored_tensors(self) -> dict[str, np.ndarray]:
-        """Return every tensor that the deployed file stores, by its name there."""
-        stored = normalisation_tensors(self.normalisation, self.input_shape)
+        """Return every tensor that the deployed file stores, by its name there; sparse weights are packed."""
+        stored = normalisation_tensors(self.normalisation, self.input_shape) | weight_tensors(self.operations)
         for activation in self.activations.values():
             stored[f"{activation.name}.scale"] = np.array(activation.scale, dtype=np.float32)
             stored[zero_point_name(activation)] = np.array(activation.zero_point, dtype=np.uint8)
         for operation in self.operations:
             if isinstance(operation, (Convolution, Linear)):
-                stored[f"{operation.output}.weight"] = operation.weight.numpy()
                 stored[f"{operation.output}.weight_scale"] = self.weight_scales[operation.output].numpy()
                 if operation.bias is not None:
                     stored[f"{operation.output}.bias"] = operation.bias.numpy()

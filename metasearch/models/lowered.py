@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from metasearch.models.packing import stored_weights
 from metasearch.tasks.task import Normalisation
 
 NORMALISED = "normalised"
@@ -108,13 +109,11 @@ class LoweredNetwork:
         return run(self.operations, self.normalisation(inputs), apply)
 
     def stored_tensors(self) -> dict[str, np.ndarray]:
-        """Return every tensor that the deployed file stores, by its name there."""
-        stored = normalisation_tensors(self.normalisation, self.input_shape)
+        """Return every tensor that the deployed file stores, by its name there; sparse weights are packed."""
+        stored = normalisation_tensors(self.normalisation, self.input_shape) | weight_tensors(self.operations)
         for operation in self.operations:
-            if isinstance(operation, (Convolution, Linear)):
-                stored[f"{operation.output}.weight"] = operation.weight.numpy()
-                if operation.bias is not None:
-                    stored[f"{operation.output}.bias"] = operation.bias.numpy()
+            if isinstance(operation, (Convolution, Linear)) and operation.bias is not None:
+                stored[f"{operation.output}.bias"] = operation.bias.numpy()
         return stored
 
     @property
@@ -127,6 +126,12 @@ def normalisation_tensors(normalisation: Normalisation, input_shape: tuple[int, 
     """Return the scale and shift of the input, shaped to broadcast over it, under the names they are stored by."""
     scale, shift = normalisation.tensors(len(input_shape))
     return {"normalisation.scale": scale.numpy(), "normalisation.shift": shift.numpy()}
+
+
+def weight_tensors(operations: Sequence[Operation]) -> dict[str, np.ndarray]:
+    """Return what is stored for the weights of all operations; `OUTPUT.weight` where dense, its parts where packed."""
+    weighted = [operation for operation in operations if isinstance(operation, (Convolution, Linear))]
+    return stored_weights({f"{operation.output}.weight": operation.weight.numpy() for operation in weighted})
 
 
 def run(operations: Sequence[Operation], value: Tensor, step: Callable[..., Tensor]) -> Tensor:
