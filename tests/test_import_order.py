@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "records", "policies", "parameters", "configuration", "spelling", "folders", "resources"},
     {"tasks", "models", "measure"},
     {"training"},
-    {"distill", "prune", "quantize", "export", "teachers", "features"},
+    {"distill", "prune", "sparse", "quantize", "quantization_aware", "export", "teachers", "features"},
     {"meta", "transfer"},
     {"pipeline"},
     {"search"},
