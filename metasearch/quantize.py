@@ -202,12 +202,16 @@ def quantize(network: LoweredNetwork, calibration: Tensor) -> QuantizedNetwork:
     last = network.operations[-1]
     if not isinstance(last, Linear) or last.relu:
         raise TypeError(f"int8 needs a linear layer at the end, not {type(last).__name__}")
-    activations = _activations(network, calibration)
+    return quantize_with(network, _activations(network, calibration))
+
+
+def quantize_with(network: LoweredNetwork, activations: Mapping[str, Quantization]) -> QuantizedNetwork:
+    """Return the int8 network under given activation ranges, one for each value but the logits."""
     operations: list[Operation] = []
     weight_scales: dict[str, Tensor] = {}
     for operation in network.operations:
         if isinstance(operation, (Convolution, Linear)):
-            operation, scales = _quantize_weights(operation, activations[operation.inputs[0]].scale)
+            operation, scales = quantize_weights(operation, activations[operation.inputs[0]].scale)
             weight_scales[operation.output] = scales
         operations.append(operation)
     return QuantizedNetwork(network.normalisation, network.input_shape, tuple(operations), activations, weight_scales)
@@ -255,7 +259,7 @@ def _require_finite(name: str, values: Tensor) -> None:
         raise TrialFailure("diverged", f"{name} is not finite on the calibration inputs")
 
 
-def _quantize_weights(operation: Convolution | Linear, input_scale: float) -> tuple[Convolution | Linear, Tensor]:
+def quantize_weights(operation: Convolution | Linear, input_scale: float) -> tuple[Convolution | Linear, Tensor]:
     """Return the operation with int8 weights and int32 bias, and the weight scales (out,), float32."""
     weight = operation.weight.double()
     scales = weight.flatten(1).abs().amax(dim=1) / WEIGHT_LIMIT
