@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from metasearch.errors import TrialFailure
 
+# How layers compare, in validation accuracy at 80 and 90 % sparsity (pruned at once, then two epochs; means of two
+# seeds, 1,500 training images, CPU). Convnet of width 8 on Fashion-MNIST, dense 74.6: LAMP 74.3 and 67.3, plain sizes
+# 72.1 and 61.0, sizes over their layer's root mean square 56.0 and 24.7. Width 6 on USPS, dense 94.0: 92.4 and 75.4,
+# 88.6 and 62.7, 68.0 and 10.0. For an mlp on Fashion-MNIST LAMP and plain sizes differ by 0.4 points at most.
+
 
 def magnitude_masks(
     model: nn.Module, *, sparsity: float | None = None, threshold: float | None = None
