@@ -40,12 +40,15 @@ class _Header:
     grey: bool
 
 
-def read_images(listing: Listing, *, image_size: int | None, skip_corrupt: bool, scratch: Path) -> RawData:
+def read_images(
+    listing: Listing, *, image_size: int | None, skip_corrupt: bool, scratch: Path, channels: int | None = None
+) -> RawData:
     """Return the images of a listing as memory-mapped arrays, whose files are written into the folder `scratch`.
 
-    All images are stored as grey where every one is, else as RGB; transparent pixels are laid over white. Where
-    image_size is given each image is resized to (image_size, image_size) as it is read (antialiased bilinear, the
-    aspect ratio is not kept); else all must have one size. Memory: one block of `BLOCK_BYTES` and an image a thread.
+    channels: 1 or 3; without it images are stored as grey where every one is, else as RGB. Transparent pixels are laid
+    over white. Where image_size is given each image is resized to (image_size, image_size) as it is read (antialiased
+    bilinear, the aspect ratio is not kept); else all must have one size. Memory: one block of `BLOCK_BYTES` and an
+    image a thread.
     Raises InputError for images of differing sizes, and for unreadable ones unless skip_corrupt, which leaves them
     out and names them in the notes.
     """
@@ -60,9 +63,9 @@ def read_images(listing: Listing, *, image_size: int | None, skip_corrupt: bool,
                 else:
                     headers[path] = header
         if not headers:
-            raise InputError(f"folder:{listing.root}", f"none of the {len(corrupt)} image files can be read")
-        size = (image_size, image_size) if image_size else _common_size(listing.root, headers)
-        channels = 1 if all(header.grey for header in headers.values()) else 3
+            raise InputError(listing.place, f"none of the {len(corrupt)} image files can be read")
+        size = (image_size, image_size) if image_size else _common_size(listing, headers)
+        channels = channels or (1 if all(header.grey for header in headers.values()) else 3)
         for split, pairs in listing.splits.items():
             readable = [pair for pair in pairs if pair[0] in headers]
             splits[split] = _decode_all(readable, channels, size, pool, scratch / f"{split}.raw", corrupt)
@@ -129,14 +132,16 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _common_size(root: Path, headers: dict[Path, _Header]) -> tuple[int, int]:
+def _common_size(listing: Listing, headers: dict[Path, _Header]) -> tuple[int, int]:
     (first, header), *_ = headers.items()
     for path, other in headers.items():
         if other.size != header.size:
-            sizes = (
-                f"{first.relative_to(root)} is {_shown(header.size)}, {path.relative_to(root)} is {_shown(other.size)}"
-            )
-            raise InputError(f"folder:{root}", f"images of differing sizes need --image-size: {sizes}")
+            shown = [
+                f"{file.relative_to(listing.root)} is {_shown(found.size)}"
+                for file, found in ((first, header), (path, other))
+            ]
+            sizes = ", ".join(shown)
+            raise InputError(listing.place, f"images of differing sizes need --image-size: {sizes}")
     return header.size
 
 
@@ -149,13 +154,12 @@ def _corrupt_notes(
     if not skip_corrupt:
         shown = "; ".join(f"{path.relative_to(listing.root)} ({corrupt[path]})" for path in sorted(corrupt)[:3])
         rule = f"{len(corrupt)} of {len(listing.files)} image files cannot be read"
-        raise InputError(f"folder:{listing.root}", f"{rule}: {shown}{'; ...' if len(corrupt) > 3 else ''}")
+        raise InputError(listing.place, f"{rule}: {shown}{'; ...' if len(corrupt) > 3 else ''}")
     for split, raw in splits.items():
         counts = np.bincount(raw.labels, minlength=len(listing.class_names))
         if len(raw) == 0 or (split == "train" and counts.min() == 0):
-            raise InputError(
-                f"folder:{listing.root}", f"too few readable images are left in the {split} split", counts.tolist()
-            )
+            rule = f"too few readable images are left in the {split} split, without {', '.join(names[:3])}"
+            raise InputError(listing.place, rule, counts.tolist())
     return {"corrupt_files_skipped": len(names), "corrupt_files": names[:100]}
 
 

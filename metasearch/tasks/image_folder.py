@@ -20,12 +20,21 @@ SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a folder. splits: split name -> (file, class) pairs, sorted; class indexes class_names."""
+    """The image files of a folder. splits: split name -> (file, class) pairs, sorted; class indexes class_names.
+
+    prefix: what the folder was asked for as, for messages.
+    """
 
     root: Path
     splits: dict[str, tuple[tuple[Path, int], ...]]
     class_names: tuple[str, ...]
     other_files: int
+    prefix: str = "folder"
+
+    @property
+    def place(self) -> str:
+        """The folder as a TASK would spell it."""
+        return f"{self.prefix}:{self.root}"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -55,7 +64,7 @@ def list_images(root: Path) -> Listing:
             raise InputError(f"folder:{folder}", "the train split has no folder for a class", unknown[:5])
         pairs: list[tuple[Path, int]] = []
         for label, name in enumerate(class_names):
-            images, others = _images_below(folder / name)
+            images, others = image_files_below(folder / name)
             if not images and split == "train":
                 raise InputError(f"folder:{folder / name}", "the class folder holds no image files")
             pairs.extend((path, label) for path in images)
@@ -64,6 +73,31 @@ def list_images(root: Path) -> Listing:
             raise InputError(f"folder:{folder}", "the split holds no image files in class folders")
         splits[split] = tuple(pairs)
     return Listing(root, splits, class_names, other_files)
+
+
+def list_unlabelled(root: Path) -> Listing:
+    """Return all image files below `root`, at any depth, as the train split of one nameless class.
+
+    Raises NotFoundError where there is no such folder, InputError where it holds no image files.
+    """
+    if not root.is_dir():
+        raise NotFoundError(f"images:{root}: there is no such folder")
+    images, others = image_files_below(root)
+    if not images:
+        raise InputError(f"images:{root}", "the folder holds no image files")
+    return Listing(root, {"train": tuple((path, 0) for path in images)}, ("",), others, prefix="images")
+
+
+def image_files_below(folder: Path) -> tuple[list[Path], int]:
+    """Return the image files below a folder at any depth, sorted, and how many other visible files there are."""
+    images: list[Path] = []
+    others = 0
+    for place, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = sorted(name for name in files if not name.startswith("."))
+        images.extend(Path(place, name) for name in visible if _is_image(name))
+        others += sum(not _is_image(name) for name in visible)
+    return images, others
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -84,18 +118,6 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _subfolders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images_below(folder: Path) -> tuple[list[Path], int]:
-    """Return the image files of a class folder at any depth, sorted, and how many other visible files there are."""
-    images: list[Path] = []
-    others = 0
-    for place, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        visible = sorted(name for name in files if not name.startswith("."))
-        images.extend(Path(place, name) for name in visible if _is_image(name))
-        others += sum(not _is_image(name) for name in visible)
-    return images, others
 
 
 def _is_image(name: str) -> bool:

@@ -403,6 +403,12 @@ def test_python_module_is_found_in_the_working_directory(tmp_path: Path, monkeyp
             (1, 28, 28),
             (6944, 1389, 1667),
         ),
+        (
+            "idx:KannadaMNIST/raw/X_kannada_MNIST_test-idx3-ubyte.gz,KannadaMNIST/raw/y_kannada_MNIST_test-idx1-ubyte.gz",
+            {},
+            (1, 28, 28),
+            (6944, 1389, 1667),
+        ),
     ],
 )
 def test_real_data_load_and_their_root_is_not_written_to(

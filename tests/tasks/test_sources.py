@@ -20,38 +20,13 @@ from metasearch.tasks.idx import TYPES, parse_idx, read_idx
 from metasearch.tasks.image_files import read_images
 from metasearch.tasks.image_folder import list_images
 from metasearch.tasks.npz import read_npz
-from metasearch.tasks.raw import RawData, Request, raw_from_arrays
-from metasearch.tasks.registered import CIFAR10_FILES, REGISTERED
+from metasearch.tasks.photographs import CIFAR10_FILES
+from metasearch.tasks.raw import Request, raw_from_arrays
+from metasearch.tasks.registered import REGISTERED
 from metasearch.tasks.sources import find_source
+from tests.data_files import read, save_images, to_idx
 
 Array = npt.NDArray[Any]
-
-
-def to_idx(values: Array) -> bytes:
-    """Return `values` in idx format, the inverse of parse_idx."""
-    big_endian = values.dtype.newbyteorder(">")
-    code = next(code for code, text in TYPES.items() if np.dtype(text) == big_endian)
-    sizes = np.asarray(values.shape, ">u4").tobytes()
-    return bytes((0, 0, code, values.ndim)) + sizes + values.astype(big_endian).tobytes()
-
-
-def read(text: str, root: Path, **options: Any) -> RawData:
-    """Return the raw data of a TASK text, as load_task reads them."""
-    source, argument = find_source(text)
-    request = Request(argument, root, **options)
-    scratch = root / "scratch"
-    scratch.mkdir(exist_ok=True)
-    return source.read(request, source.locate(request), scratch)
-
-
-def save_images(root: Path, sizes: dict[str, tuple[int, int]], *, mode: str = "RGB") -> None:
-    """Write one image of random pixels for each path and (W, H)."""
-    rng = np.random.default_rng(0)
-    for name, (width, height) in sizes.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shape = (height, width) if mode == "L" else (height, width, len(mode))
-        Image.fromarray(rng.integers(0, 256, shape, np.uint8), mode).save(path)
 
 
 # idx files
