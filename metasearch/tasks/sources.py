@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metasearch.errors import InputError, NotFoundError
 from metasearch.tasks.idx import read_idx
@@ -21,7 +22,10 @@ from metasearch.tasks.image_folder import list_images
 from metasearch.tasks.npz import read_npz
 from metasearch.tasks.raw import RawData, Request, Source, raw_from_arrays
 from metasearch.tasks.registered import REGISTERED
-from metasearch.tasks.task import Task
+from metasearch.tasks.table import read_tables
+
+if TYPE_CHECKING:
+    from metasearch.tasks.task import Task
 
 PYTHON_PREFIX = "python:"
 
@@ -49,8 +53,9 @@ def absolute_argument(text: str, data_root: Path) -> str:
     prefix, _, argument = text.partition(":")
     if text in REGISTERED or prefix not in PREFIXES:
         return text
-    paths = [argument] if prefix == "folder" else argument.split(",")
-    return f"{prefix}:{','.join(str(_existing(path, data_root)) for path in paths)}"
+    files, hash_mark, column = _split_column(prefix, argument)
+    paths = [files] if prefix == "folder" else files.split(",")
+    return f"{prefix}:{','.join(str(existing(path, data_root)) for path in paths)}{hash_mark}{column}"
 
 
 def call_task_function(argument: str) -> Task:
@@ -58,6 +63,8 @@ def call_task_function(argument: str) -> Task:
 
     Raises InputError for another spelling or result, NotFoundError where there is no such module or function.
     """
+    from metasearch.tasks.task import Task
+
     place = f"{PYTHON_PREFIX}{argument}"
     module_name, colon, function_name = argument.partition(":")
     if not (colon and module_name and function_name):
@@ -77,7 +84,7 @@ def call_task_function(argument: str) -> Task:
     return task
 
 
-def _existing(text: str, data_root: Path) -> Path:
+def existing(text: str, data_root: Path) -> Path:
     """Return the absolute path of a file or folder, relative to the working directory or else to the data root."""
     path = Path(text).expanduser()
     candidates = [Path.cwd() / path, data_root / path]
@@ -89,20 +96,25 @@ def _existing(text: str, data_root: Path) -> Path:
 
 
 def _locate_folder(request: Request) -> tuple[Path, ...]:
-    return list_images(_existing(request.argument, request.data_root)).files
+    return list_images(existing(request.argument, request.data_root)).files
 
 
 def _read_folder(request: Request, files: tuple[Path, ...], scratch: Path) -> RawData:
-    listing = list_images(_existing(request.argument, request.data_root))
+    listing = list_images(existing(request.argument, request.data_root))
     return read_images(listing, image_size=request.image_size, skip_corrupt=request.skip_corrupt, scratch=scratch)
 
 
+def _split_column(prefix: str, argument: str) -> tuple[str, str, str]:
+    """Return the files of an argument, and for a table # and the label column, or two empty texts."""
+    return argument.partition("#") if prefix == "table" else (argument, "", "")
+
+
 def _locate_files(request: Request, *, prefix: str, counts: tuple[int, ...]) -> tuple[Path, ...]:
-    texts = request.argument.split(",")
+    texts = _split_column(prefix, request.argument)[0].split(",")
     if len(texts) not in counts:
         rule = f"takes {' or '.join(map(str, counts))} files with commas between them"
         raise InputError(f"{prefix}:{request.argument}", rule, len(texts))
-    return tuple(_existing(text, request.data_root) for text in texts)
+    return tuple(existing(text, request.data_root) for text in texts)
 
 
 def _read_npz(request: Request, files: tuple[Path, ...], scratch: Path) -> RawData:
@@ -112,6 +124,11 @@ def _read_npz(request: Request, files: tuple[Path, ...], scratch: Path) -> RawDa
 def _read_idx_pairs(request: Request, files: tuple[Path, ...], scratch: Path) -> RawData:
     pairs = zip(files[::2], files[1::2], strict=True)
     return raw_from_arrays([(str(images), read_idx(images), read_idx(labels)) for images, labels in pairs])
+
+
+def _read_table_files(request: Request, files: tuple[Path, ...], scratch: Path) -> RawData:
+    _, _, column = _split_column("table", request.argument)
+    return read_tables(files, column or None)
 
 
 PREFIXES: Mapping[str, Source] = {
@@ -125,6 +142,11 @@ PREFIXES: Mapping[str, Source] = {
         "IMAGES,LABELS[,IMAGES,LABELS], gzipped or not",
         partial(_locate_files, prefix="idx", counts=(2, 4)),
         _read_idx_pairs,
+    ),
+    "table": Source(
+        "TRAIN[,TEST][#COLUMN]: CSV or Parquet tables of numbers; the label is the column label, class, target or y",
+        partial(_locate_files, prefix="table", counts=(1, 2)),
+        _read_table_files,
     ),
 }
 """What a TASK may begin with, before a colon. Beside them: `python:package.module:function`."""
