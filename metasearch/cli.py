@@ -40,7 +40,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
 
 TaskText = Annotated[
-    str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, idx:..., ...")
+    str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, table:FILE, ...")
 ]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name; `metasearch studies` lists them.")]
 StorageUrl = Annotated[
@@ -53,6 +53,12 @@ ImageSize = Annotated[int | None, typer.Option(help="Resize images to this heigh
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download a missing data set.")]
 SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave unreadable images out instead of refusing.")]
 Augment = Annotated[str | None, typer.Option(help="none, shift or shift+flip. Default: what suits the task.")]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="More images, without labels: rest[:N] beyond --max-train, images:DIR or a TASK."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of data splits, sampler and trials.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
@@ -89,6 +95,7 @@ def launch(
     download: Download = False,
     skip_corrupt: SkipCorrupt = False,
     augment: Augment = None,
+    unlabelled: Unlabelled = None,
     artefacts: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for weights. Default: in the home folder.")
     ] = None,
@@ -104,7 +111,7 @@ def launch(
     from metasearch.search.store import open_storage, storage_url
 
     url = storage_url(storage)
-    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment)
+    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment, unlabelled)
     timeout_s = None if timeout is None else _seconds(timeout)
     loaded = load_space(space)
     store = open_storage(url, create=True)
@@ -163,6 +170,7 @@ def run(
     download: Download = False,
     skip_corrupt: SkipCorrupt = False,
     augment: Augment = None,
+    unlabelled: Unlabelled = None,
 ) -> None:
     """Run one configuration, without a search, and print its result as JSON."""
     from metasearch.configuration import Configuration
@@ -171,7 +179,7 @@ def run(
     if len(configurations) != 1:
         raise InputError(config, "must hold one configuration", len(configurations))
     Configuration.of(configurations[0], config)
-    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment)
+    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment, unlabelled)
     from metasearch import run_configuration
 
     console = _console()
@@ -419,6 +427,7 @@ def _source(
     download: bool,
     skip_corrupt: bool,
     augment: str | None,
+    unlabelled: str | None,
 ) -> TaskSource:
     from metasearch.tasks import TaskSource
 
@@ -431,6 +440,7 @@ def _source(
         download=download,
         skip_corrupt=skip_corrupt,
         augment=augment,
+        unlabelled=unlabelled,
     )
 
 

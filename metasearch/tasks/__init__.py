@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metasearch.tasks.prepare import TaskSource, load_task
+    from metasearch.tasks.prepare import load_task
     from metasearch.tasks.registered import REGISTERED
     from metasearch.tasks.task import Augmentation, Normalisation, Split, Task
+    from metasearch.tasks.task_source import TaskSource
 
 _HOMES = {
     "REGISTERED": "registered",
@@ -19,11 +20,19 @@ _HOMES = {
     "Normalisation": "task",
     "Split": "task",
     "Task": "task",
-    "TaskSource": "prepare",
+    "TaskSource": "task_source",
     "load_task": "prepare",
 }
 
-__all__ = ["REGISTERED", "Augmentation", "Normalisation", "Split", "Task", "TaskSource", "load_task"]
+__all__ = [
+    "REGISTERED",
+    "Augmentation",
+    "Normalisation",
+    "Split",
+    "Task",
+    "TaskSource",
+    "load_task",
+]
 
 
 def __getattr__(name: str) -> Any:

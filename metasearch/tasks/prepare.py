@@ -5,71 +5,39 @@ Everything is prepared once, then memory-mapped. Symbols: N examples, C channels
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from metasearch.errors import InputError, StorageError
-from metasearch.folders import cache_folder, home_folder
-from metasearch.tasks.prepared import Prepared, cache_key, fingerprint, publish, read_prepared, write_prepared
+from metasearch.folders import cache_folder
+from metasearch.tasks.prepared import (
+    Prepared,
+    Transform,
+    cache_key,
+    fingerprint,
+    publish,
+    read_prepared,
+    write_description,
+    write_splits,
+    write_unlabelled,
+)
 from metasearch.tasks.raw import Array, RawData, RawSplit, Request, Source
 from metasearch.tasks.sources import PYTHON_PREFIX, absolute_argument, call_task_function, find_source
 from metasearch.tasks.splits import SPLITS, Chosen, Positions, choose_splits
 from metasearch.tasks.task import Augmentation, Split, Task
+from metasearch.tasks.task_source import TaskSource
+from metasearch.tasks.unlabelled import Candidates, find_candidates, identify, keep_unseen
 
-IMAGE_SIZES = range(8, 225)
-AUGMENTATIONS = ("none", "shift", "shift+flip")
 USUAL_SHIFT = 1 / 16
-
-
-@dataclass(frozen=True)
-class TaskSource:
-    """What a task is made from; JSON-ready, so that a worker process can load the same task again.
-
-    text: a TASK, as on the command line. data_root: where registered data lie, and relative paths that the working
-    directory has not; else METASEARCH_DATA, else home_folder()/data. max_train: at most so many train examples,
-    balanced over the classes. image_size: images become (image_size, image_size), in 8..224. seed: of the splits and
-    subsets made here. augment: none, shift or shift+flip, in place of the source's own.
-    Raises InputError for an option out of its range.
-    """
-
-    text: str
-    data_root: str | None = None
-    max_train: int | None = None
-    image_size: int | None = None
-    seed: int = 0
-    download: bool = False
-    skip_corrupt: bool = False
-    augment: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_train is not None and self.max_train < 2:
-            raise InputError("max_train", "must be at least one example a class", self.max_train)
-        if self.image_size is not None and self.image_size not in IMAGE_SIZES:
-            raise InputError("image_size", f"must lie in {IMAGE_SIZES[0]}..{IMAGE_SIZES[-1]}", self.image_size)
-        if self.seed < 0:
-            raise InputError("seed", "must be at least 0", self.seed)
-        if self.augment is not None and self.augment not in AUGMENTATIONS:
-            raise InputError("augment", f"must be one of {', '.join(AUGMENTATIONS)}", self.augment)
-
-    def root(self) -> Path:
-        """Return the data root that applies here."""
-        return Path(self.data_root or os.environ.get("METASEARCH_DATA") or home_folder() / "data").expanduser()
-
-    def absolute(self) -> TaskSource:
-        """Return the same source with absolute paths, for a process in another working directory.
-
-        Raises NotFoundError for a file or folder that is not there.
-        """
-        root = Path.cwd() / self.root()
-        return replace(self, text=absolute_argument(self.text, root), data_root=str(root))
 
 
 def load_task(source: TaskSource | str) -> Task:
@@ -89,7 +57,10 @@ def load_task(source: TaskSource | str) -> Task:
     try:
         files = kind.locate(request)
         options = {name: getattr(source, name) for name in ("max_train", "image_size", "seed", "skip_corrupt")}
-        key = cache_key(absolute_argument(source.text, source.root()), options, files)
+        more: tuple[Path, ...] = ()
+        if source.unlabelled is not None:
+            options["unlabelled"], more = identify(source.unlabelled, source.root(), _loader(source))
+        key = cache_key(absolute_argument(source.text, source.root()), options, (*files, *more))
     except PermissionError as error:
         raise InputError(source.text, f"cannot be read ({error})") from error
     folder = cache_folder() / "tasks" / key
@@ -105,6 +76,7 @@ def load_task(source: TaskSource | str) -> Task:
         augmentation=augmentation_for(shape, shift=kind.shift, flip=kind.flip, augment=source.augment),
         fingerprint=prepared.fingerprint,
         provenance={"source": source.text, **prepared.provenance},
+        unlabelled=prepared.unlabelled,
     )
 
 
@@ -141,13 +113,13 @@ def _prepare(folder: Path, source: TaskSource, kind: Source, request: Request, f
             scratch.mkdir()
             raw = kind.read(request, files, scratch)
             chosen, provenance = _chosen(raw, source)
-            size = source.image_size
-            write_prepared(
-                temporary,
-                chosen,
-                transform=(lambda images: images) if size is None else (lambda images: resize(images, size)),
-                class_names=raw.class_names,
-                provenance=provenance,
+            splits = write_splits(temporary, chosen, transform=_transform(source))
+            unlabelled = None
+            if source.unlabelled is not None:
+                kept, provenance["unlabelled"] = _unlabelled(source, raw, splits, scratch)
+                unlabelled = write_unlabelled(temporary, kept.at_rest(), len(kept.positions))
+            write_description(
+                temporary, splits, unlabelled=unlabelled, class_names=raw.class_names, provenance=provenance
             )
             shutil.rmtree(scratch)
             publish(temporary, folder)
@@ -160,6 +132,32 @@ def _prepare(folder: Path, source: TaskSource, kind: Source, request: Request, f
     if prepared is None:
         raise StorageError(f"{folder}: the prepared task cannot be read back")
     return prepared
+
+
+def _transform(source: TaskSource) -> Transform:
+    size = source.image_size
+    return (lambda images: images) if size is None else (lambda images: resize(images, size))
+
+
+def _loader(source: TaskSource) -> Callable[[str], Task]:
+    """Return what loads another task whole, with the options of this one."""
+    return lambda text: load_task(replace(source, text=text, max_train=None, augment=None, unlabelled=None))
+
+
+def _unlabelled(
+    source: TaskSource, raw: RawData, splits: Mapping[str, Split], scratch: Path
+) -> tuple[Candidates, dict[str, Any]]:
+    """Return the unlabelled inputs that a source names, and the record of how they came about."""
+    folder = scratch / "unlabelled"
+    folder.mkdir()
+    found = find_candidates(source, raw, transform=_transform(source), scratch=folder, load=_loader(source))
+    kept, record = _keep_unseen(found, splits, source.seed)
+    return kept, {"source": source.unlabelled, **record}
+
+
+def _keep_unseen(candidates: Candidates, splits: Mapping[str, Split], seed: int) -> tuple[Candidates, dict[str, Any]]:
+    held_out = [splits[name].inputs.numpy() for name in ("validation", "test")]
+    return keep_unseen(candidates, shape=tuple(splits["train"].inputs.shape[1:]), held_out=held_out, seed=seed)
 
 
 def _chosen(raw: RawData, source: TaskSource) -> tuple[Chosen, dict[str, Any]]:
@@ -194,6 +192,7 @@ def _given_task(source: TaskSource) -> Task:
     else:
         chosen, _ = _chosen(raw, source)
         splits = {name: _gather(*chosen[name], source.image_size) for name in SPLITS}
+    unlabelled, record = _given_unlabelled(source, task, raw, splits)
     shape = tuple(splits["train"].inputs.shape[1:])
     augmentation = task.augmentation
     if source.augment is not None:
@@ -204,9 +203,25 @@ def _given_task(source: TaskSource) -> Task:
         validation=splits["validation"],
         test=splits["test"],
         augmentation=augmentation,
-        fingerprint=fingerprint(splits, task.class_names),
-        provenance={"source": source.text, **task.provenance},
+        fingerprint=fingerprint(splits, task.class_names, unlabelled),
+        provenance={"source": source.text, **task.provenance, **record},
+        unlabelled=unlabelled,
     )
+
+
+def _given_unlabelled(
+    source: TaskSource, task: Task, raw: RawData, splits: Mapping[str, Split]
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Return the unlabelled inputs that the source names, else the function's own, and the record of them."""
+    if source.unlabelled is None and task.unlabelled is None:
+        return None, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        if source.unlabelled is None and task.unlabelled is not None:
+            own = Candidates(task.unlabelled.numpy(), np.arange(len(task.unlabelled)), _transform(source))
+            kept, record = _keep_unseen(own, splits, source.seed)
+        else:
+            kept, record = _unlabelled(source, raw, splits, Path(scratch))
+        return torch.from_numpy(np.concatenate(list(kept.at_rest()))), {"unlabelled": record}
 
 
 def _raw_split(text: str, split: Split, task: Task) -> RawSplit:

@@ -1,6 +1,6 @@
 """Prepared tasks in the cache: .npy files that every process maps, and a task.json that describes them.
 
-    cache_folder()/tasks/<key>/{train,validation,test}_{inputs,labels}.npy, task.json
+    cache_folder()/tasks/<key>/{train,validation,test}_{inputs,labels}.npy, task.json, and perhaps unlabelled_inputs.npy
 
 A folder appears whole, by renaming, or not at all; two processes that prepare one task at once both succeed.
 """
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from metasearch.tasks.raw import Array
 from metasearch.tasks.splits import SPLITS, Chosen
@@ -26,7 +28,10 @@ from metasearch.tasks.task import Normalisation, Split
 FORMAT_VERSION = 1
 CHUNK_BYTES = 32 * 2**20
 
+UNLABELLED_FILE = "unlabelled_inputs.npy"
+
 Transform = Callable[[Array], Array]
+Moments = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Prepared:
     normalisation: Normalisation
     fingerprint: str
     provenance: Mapping[str, Any]
+    unlabelled: Tensor | None = None
 
 
 def cache_key(text: str, options: Mapping[str, Any], files: Iterable[Path]) -> str:
@@ -49,36 +55,46 @@ def cache_key(text: str, options: Mapping[str, Any], files: Iterable[Path]) -> s
     return digest.hexdigest()[:32]
 
 
-def write_prepared(
-    folder: Path,
-    chosen: Chosen,
-    *,
-    transform: Transform,
-    class_names: tuple[str, ...],
-    provenance: Mapping[str, Any],
-) -> None:
-    """Write the chosen positions of each split, transformed chunk by chunk, and their description into `folder`.
+def write_splits(folder: Path, chosen: Chosen, *, transform: Transform) -> dict[str, Split]:
+    """Write the chosen positions of each split, transformed chunk by chunk, into `folder`; return them, memory-mapped.
 
     chosen: split name -> raw split and positions into it, in the order to be kept. transform: (n, ...) -> (n, ...).
     """
     for name, (raw, positions) in chosen.items():
-        chunks = (transform(raw.inputs[positions[part]]) for part in _chunks(raw.inputs, len(positions)))
-        _write_npy(folder / f"{name}_inputs.npy", chunks, len(positions))
+        parts = (transform(raw.inputs[positions[part]]) for part in chunks(raw.inputs, len(positions)))
+        _write_npy(folder / f"{name}_inputs.npy", parts, len(positions))
         np.save(folder / f"{name}_labels.npy", raw.labels[positions])
-    splits = {name: _read_split(folder, name) for name in SPLITS}
+    return {name: _read_split(folder, name) for name in SPLITS}
+
+
+def write_unlabelled(folder: Path, parts: Iterable[Array], count: int) -> Tensor:
+    """Write `count` inputs at rest, which come in parts (n, ...), into `folder`; return them, memory-mapped."""
+    _write_npy(folder / UNLABELLED_FILE, parts, count)
+    return _read_array(folder / UNLABELLED_FILE)
+
+
+def write_description(
+    folder: Path,
+    splits: Mapping[str, Split],
+    *,
+    unlabelled: Tensor | None,
+    class_names: tuple[str, ...],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write what is said of the arrays in `folder`, and of their making; the folder is whole with it."""
     normalisation = fit_normalisation(splits["train"])
     description = {
         "class_names": class_names,
         "scale": normalisation.scale,
         "shift": normalisation.shift,
-        "fingerprint": fingerprint(splits, class_names),
+        "fingerprint": fingerprint(splits, class_names, unlabelled),
         "provenance": provenance,
     }
     (folder / "task.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
 def read_prepared(folder: Path) -> Prepared | None:
-    """Return what `write_prepared` left in `folder`, memory-mapped; None where it is not there or damaged."""
+    """Return what `write_description` made whole in `folder`, memory-mapped; None if it is not there or damaged."""
     try:
         description = json.loads((folder / "task.json").read_text(encoding="utf-8"))
         return Prepared(
@@ -87,6 +103,7 @@ def read_prepared(folder: Path) -> Prepared | None:
             normalisation=Normalisation(tuple(description["scale"]), tuple(description["shift"])),
             fingerprint=description["fingerprint"],
             provenance=description["provenance"],
+            unlabelled=_read_array(folder / UNLABELLED_FILE) if "unlabelled" in description["provenance"] else None,
         )
     except (OSError, ValueError, KeyError):  # absent, cut short or edited: it is prepared again
         return None
@@ -103,14 +120,18 @@ def publish(temporary: Path, folder: Path) -> None:
         os.rename(temporary, folder)
 
 
-def fingerprint(splits: Mapping[str, Split], class_names: tuple[str, ...]) -> str:
-    """Return the sha256 hex digest over the shapes, types and bytes of all splits, and the class names."""
+def fingerprint(splits: Mapping[str, Split], class_names: tuple[str, ...], unlabelled: Tensor | None = None) -> str:
+    """Return the sha256 hex digest over the shapes, types and bytes of all splits, and the class names.
+
+    unlabelled: (M, ...); covered where given.
+    """
     digest = hashlib.sha256(json.dumps(class_names).encode())
-    for name in SPLITS:
-        for values in (splits[name].inputs.numpy(), splits[name].labels.numpy()):
-            digest.update(f"{name} {values.shape} {values.dtype.str}".encode())
-            for part in _chunks(values, len(values)):
-                digest.update(np.ascontiguousarray(values[part]).data)
+    tensors = [(name, tensor) for name in SPLITS for tensor in (splits[name].inputs, splits[name].labels)]
+    for name, tensor in [*tensors, *([] if unlabelled is None else [("unlabelled", unlabelled)])]:
+        values = tensor.numpy()
+        digest.update(f"{name} {values.shape} {values.dtype.str}".encode())
+        for part in chunks(values, len(values)):
+            digest.update(np.ascontiguousarray(values[part]).data)
     return digest.hexdigest()
 
 
@@ -125,17 +146,23 @@ def fit_normalisation(train: Split) -> Normalisation:
         mean, std = inputs.mean(axis=0, dtype=np.float64), inputs.std(axis=0, dtype=np.float64)
         std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
     else:
-        counts = np.zeros((inputs.shape[1], 256), np.int64)
-        for part in _chunks(inputs, len(inputs)):
-            chunk = inputs[part]
-            counts += np.stack([np.bincount(chunk[:, c].ravel(), minlength=256) for c in range(inputs.shape[1])])
-        weights, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256)
-        mean = weights @ levels
-        std = np.maximum(np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1)), 1.0)
+        mean, std = channel_moments(inputs)
+        std = np.maximum(std, 1.0)
     return Normalisation(tuple((1 / std).tolist()), tuple((-mean / std).tolist()))
 
 
-def _chunks(values: Array, count: int) -> Iterator[slice]:
+def channel_moments(images: Array) -> tuple[Moments, Moments]:
+    """Return mean and standard deviation of each channel's bytes, (C,) each, exactly. images: (N, C, H, W) uint8."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for part in chunks(images, len(images)):
+        chunk = images[part]
+        counts += np.stack([np.bincount(chunk[:, c].ravel(), minlength=256) for c in range(images.shape[1])])
+    weights, levels = counts / counts.sum(axis=1, keepdims=True), np.arange(256)
+    mean = weights @ levels
+    return mean, np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1))
+
+
+def chunks(values: Array, count: int) -> Iterator[slice]:
     """Yield slices over `count` rows like those of `values`, of at most about CHUNK_BYTES each."""
     row_bytes = max(1, values[:1].nbytes)
     step = max(1, CHUNK_BYTES // row_bytes)
@@ -155,6 +182,9 @@ def _write_npy(path: Path, chunks: Iterable[Array], count: int) -> None:
 
 
 def _read_split(folder: Path, name: str) -> Split:
+    return Split(*(_read_array(folder / f"{name}_{part}.npy") for part in ("inputs", "labels")))
+
+
+def _read_array(path: Path) -> Tensor:
     # copy-on-write: nothing reaches the file, and torch gets an array that it may treat as its own
-    inputs, labels = (np.load(folder / f"{name}_{part}.npy", mmap_mode="c") for part in ("inputs", "labels"))
-    return Split(torch.from_numpy(inputs), torch.from_numpy(labels))
+    return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -116,3 +116,9 @@ def choose_splits(
         name: {"examples": len(chosen[name][1]), "of": available[name], "origin": origins[name]} for name in SPLITS
     }
     return chosen, sizes
+
+
+def left_out_of_train(place: str, raw: RawData, *, max_train: int | None, seed: int) -> Positions:
+    """Return the sorted positions in raw.train that would be training examples, had max_train not left them out."""
+    whole, cut = (choose_splits(place, raw, max_train=limit, seed=seed)[0]["train"][1] for limit in (None, max_train))
+    return np.setdiff1d(whole, cut)

@@ -66,8 +66,9 @@ class Augmentation:
 class Task:
     """A data set ready to be learnt: three splits, classes, shape, normalisation and a fingerprint.
 
-    fingerprint: hex digest over every byte of the splits and the class names. provenance: where it came from and what
-    was done to it (source, subset, resize, which splits were made and with which seed); JSON-ready.
+    fingerprint: hex digest over every byte of the splits, the unlabelled inputs and the class names. provenance: where
+    it came from and what was done to it (source, subset, resize, which splits were made and with which seed);
+    JSON-ready. unlabelled: (M, ...), more inputs like those of train, of which none lies in validation or test.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Task:
     augmentation: Augmentation
     fingerprint: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -99,6 +101,13 @@ class Task:
                     f"train and {name} must have one shape",
                     f"train={tuple(self.train.inputs.shape[1:])}, {name}={tuple(split.inputs.shape[1:])}",
                 )
+        extra, like = self.unlabelled, self.train.inputs
+        if extra is not None and (len(extra) == 0 or extra.shape[1:] != like.shape[1:] or extra.dtype != like.dtype):
+            raise InputError(
+                f"task {self.name}",
+                "unlabelled inputs must be there, of the shape and type of train's",
+                f"train={tuple(like.shape)} {like.dtype}, unlabelled={tuple(extra.shape)} {extra.dtype}",
+            )
 
     @property
     def classes(self) -> int:
