@@ -273,7 +273,7 @@ def studies(as_json: AsJson = False, storage: StorageUrl = None) -> None:
 
 @tasks_app.callback()
 def tasks(context: typer.Context) -> None:
-    """List the tasks that have a name, and the spellings of others."""
+    """List the tasks that have a name, and the spellings of others; `tasks check TASK` inspects one's data."""
     if context.invoked_subcommand is None:
         from metasearch.tasks.registered import REGISTERED
         from metasearch.tasks.sources import PREFIXES
@@ -283,6 +283,34 @@ def tasks(context: typer.Context) -> None:
         for prefix, source in PREFIXES.items():
             typer.echo(f"{prefix}:{source.about}")
         typer.echo("python:package.module:function, which returns a Task")
+
+
+@tasks_app.command("check")
+def tasks_check(
+    task: TaskText,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    max_train: MaxTrain = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    unlabelled: Unlabelled = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what spoils a search: unbalanced, unreadable, blank or repeated examples, and leaks between splits.
+
+    Exits with 1 where an example of one split is also in another, or a file cannot be read.
+    """
+    source = _source(task, data_root, max_train, image_size, seed, download, True, None, unlabelled)
+    from metasearch.report.task_check import print_task_check
+    from metasearch.tasks import check_task, load_task
+
+    found = check_task(load_task(source))
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        print_task_check(found)
+    if not found.is_clean:
+        raise typer.Exit(1)
 
 
 @spaces_app.callback()

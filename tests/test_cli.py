@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from metasearch import cli
+from tests.data_files import save_images
 from tests.fakes import finished_study
 
 Outcome = tuple[int, str, str]
@@ -70,6 +72,10 @@ def test_every_command_explains_itself(metasearch: Run, command: str) -> None:
         (["best", "nothing"], 3, ["metasearch launch"]),
         (["run", "digits", "--config", "nowhere.yaml"], 3, ["nowhere.yaml: no such file"]),
         (["spaces", "check", "nowhere.yaml"], 3, ["nowhere.yaml"]),
+        (["tasks", "check", "digitz"], 2, ["did you mean digits?"]),
+        (["tasks", "check", "table:nowhere.csv"], 3, ["nowhere.csv: there is no such file"]),
+        (["launch", "digits", "--unlabelled", "rest"], 2, ["unlabelled: nothing is left out without max_train"]),
+        (["launch", "digits", "--unlabelled", "images:nowhere"], 3, ["nowhere: there is no such file or folder"]),
     ],
 )
 def test_bad_input_is_one_line_and_an_exit_code(
@@ -194,6 +200,47 @@ def test_delete_removes_study_and_artefacts(metasearch: Run, url: str, study: st
 def test_tasks_and_spaces_are_listed(metasearch: Run) -> None:
     assert "fashion_mnist" in metasearch("tasks")[1]
     assert "distill_compress" in metasearch("spaces")[1]
+
+
+def save_archive(path: Path, *, leak: bool) -> str:
+    """Write 60 train and 12 test images, of which one is also in train where `leak`; return the TASK text."""
+    images = np.random.default_rng(0).integers(0, 256, (72, 8, 8), np.uint8)
+    images[60] = images[0] if leak else images[60]
+    for name, part in (("train", slice(0, 60)), ("test", slice(60, 72))):
+        np.savez(path / f"{name}.npz", images=images[part], labels=np.arange(72)[part] % 3)
+    return f"npz:{path}/train.npz,{path}/test.npz"
+
+
+def test_a_clean_task_is_checked_with_exit_code_0(metasearch: Run, tmp_path: Path) -> None:
+    code, out, err = metasearch("tasks", "check", save_archive(tmp_path, leak=False))
+    assert (code, err) == (0, "")
+    assert "nothing wrong found" in out
+    assert "all" in out
+
+
+def test_a_task_that_leaks_is_told_so_with_exit_code_1(metasearch: Run, tmp_path: Path) -> None:
+    text = save_archive(tmp_path, leak=True)
+    code, out, err = metasearch("tasks", "check", text)
+    assert (code, err) == (1, "")
+    assert "- 1 test image is also in " in out
+    code, out, err = metasearch("tasks", "check", text, "--json", "--max-train", "30", "--unlabelled", "rest:5")
+    found = json.loads(out)
+    assert (code, err, found["unlabelled"]) == (1, "", 5)
+    assert sum(found["counts"]["train"].values()) == 30
+
+
+def test_corrupt_images_are_reported_without_a_flag(metasearch: Run, tmp_path: Path) -> None:
+    save_images(tmp_path / "d", {f"{name}/{i:02d}.png": (8, 8) for name in "ab" for i in range(12)})
+    (tmp_path / "d" / "b" / "00.png").write_bytes(b"junk")
+    code, out, _ = metasearch("tasks", "check", f"folder:{tmp_path}/d", "--json")
+    assert (code, json.loads(out)["corrupt"]) == (1, ["b/00.png"])
+
+
+def test_unlabelled_images_are_part_of_a_study(metasearch: Run, url: str) -> None:
+    arguments = ["launch", "digits", "--space", "quick", "--max-train", "200", "--unlabelled", "rest:50", "--dry-run"]
+    code, out, _ = metasearch(*arguments, "--storage", url)
+    assert code == 0
+    assert json.loads(out)["task"]["unlabelled"] == "rest:50"
 
 
 def test_a_space_can_be_checked(metasearch: Run, tmp_path: Path) -> None:

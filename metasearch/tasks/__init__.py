@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metasearch.tasks.check import check_task
+    from metasearch.tasks.findings import TaskCheck
     from metasearch.tasks.prepare import load_task
     from metasearch.tasks.registered import REGISTERED
     from metasearch.tasks.task import Augmentation, Normalisation, Split, Task
@@ -20,7 +22,9 @@ _HOMES = {
     "Normalisation": "task",
     "Split": "task",
     "Task": "task",
+    "TaskCheck": "findings",
     "TaskSource": "task_source",
+    "check_task": "check",
     "load_task": "prepare",
 }
 
@@ -30,7 +34,9 @@ __all__ = [
     "Normalisation",
     "Split",
     "Task",
+    "TaskCheck",
     "TaskSource",
+    "check_task",
     "load_task",
 ]
 
