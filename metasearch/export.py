@@ -9,8 +9,9 @@ onnxruntime expands it when it loads the file, so that what runs is the same as 
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ OPSET = 20
 IR_VERSION = 9
 DOMAIN = "metasearch"
 """Where the function `Unpack` is defined: within the file itself."""
+CLASSES = "classes"
 
 
 @dataclass
@@ -83,15 +85,20 @@ class _Graph:
         return floats
 
 
-def write_onnx(network: LoweredNetwork | QuantizedNetwork, path: str | os.PathLike[str]) -> None:
+def write_onnx(
+    network: LoweredNetwork | QuantizedNetwork, path: str | os.PathLike[str], *, class_names: Sequence[str] = ()
+) -> None:
     """Write the network as an ONNX file, atomically: `path` holds the whole of it or what it held before.
 
     Input `input`: (batch, C, H, W) uint8 or (batch, F) float32, at rest; output `logits`: (batch, K) float32.
+    class_names: K names, kept as a JSON list in the model's metadata under `classes`, where any are given.
     Raises OSError if the file cannot be written.
     """
     import onnx
 
     model = _model(network)
+    if class_names:
+        onnx.helper.set_model_props(model, {CLASSES: json.dumps(list(class_names))})
     onnx.checker.check_model(model, full_check=True)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -102,7 +102,7 @@ def pipeline_steps(
     if save_to is not None:
         save_to.mkdir(parents=True, exist_ok=True)
         save_weights(run.model, save_to / WEIGHTS_FILE, spec=run.spec, task=task)
-        write_onnx(deployed, save_to / ONNX_FILE)
+        write_onnx(deployed, save_to / ONNX_FILE, class_names=task.class_names)
     return TrialResult(
         config=dict(config),
         seed=seed,

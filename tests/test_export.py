@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -181,6 +182,21 @@ def test_same_network_gives_the_same_bytes_and_no_path_or_comment(trained: dict[
     model = onnx.load(os.fspath(paths[0]))
     assert not model.doc_string + model.graph.doc_string + "".join(node.doc_string for node in model.graph.node)
     assert os.listdir(tmp_path / "here") == ["a.onnx"]
+
+
+def test_class_names_are_kept_in_the_metadata_and_change_nothing_else(
+    trained: dict[str, Trained], tmp_path: Path
+) -> None:
+    network, names = trained["mlp-vector"].quantized, ("T-shirt/top", "ä", '"')
+    for name, given in (("plain", ()), ("named", names), ("again", names)):
+        write_onnx(network, tmp_path / name, class_names=given)
+    named = onnx.load(os.fspath(tmp_path / "named"))
+    assert [(entry.key, json.loads(entry.value)) for entry in named.metadata_props] == [("classes", list(names))]
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "named").read_bytes()
+    del named.metadata_props[:]
+    assert named == onnx.load(os.fspath(tmp_path / "plain"))
+    session = onnxruntime.InferenceSession(os.fspath(tmp_path / "named"), providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == list(names)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(trained: dict[str, Trained], tmp_path: Path) -> None:

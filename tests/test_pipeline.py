@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -231,6 +232,8 @@ def test_what_is_measured_is_what_the_written_files_hold(
     result = run(config, save_to=folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted([WEIGHTS_FILE, ONNX_FILE])
     assert onnx_tensor_bytes(folder / ONNX_FILE) == result.metrics["model_bytes"]
+    metadata = onnxruntime.InferenceSession(folder / ONNX_FILE).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == list(TASK.class_names)
     logits = onnx_logits(folder / ONNX_FILE, TASK.validation.inputs)
     assert accuracy(logits, TASK.validation.labels) == result.metrics["val_accuracy"]
     assert agreement(logits, TEACHER.logits["validation"]) == result.metrics["teacher_agreement"]

@@ -62,6 +62,15 @@ def test_a_network_survives_being_pruned_twice(spec: NetworkSpec, tmp_path: Path
     assert torch.equal(load_weights(tmp_path / "w")(inputs), model(inputs))
 
 
+def test_class_names_are_kept_and_a_file_without_them_loads(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    save_weights(network(SPECS[1]), path, spec=SPECS[1], task=TASK)
+    tensors, described = read(path)
+    assert described.pop("class_names") == list(TASK.class_names)
+    save_file(tensors, path, metadata={"network": json.dumps(described)})
+    assert load_weights(path).state_dict().keys() == tensors.keys()
+
+
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(NotFoundError, match="no such weights file"):

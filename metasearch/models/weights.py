@@ -19,15 +19,18 @@ from metasearch.models.channels import channel_groups, keep_channels
 from metasearch.tasks import Task
 
 DESCRIBED = {"spec", "input_shape", "classes", "channels"}
+CLASS_NAMES = "class_names"
+"""Described too, for who reads the file; older files lack it."""
 
 
 def save_weights(model: nn.Module, path: Path, *, spec: NetworkSpec, task: Task) -> None:
-    """Write the weights atomically, with the spec the network was built from and its present channels."""
+    """Write the weights atomically, with the spec of the network, its present channels and the task's class names."""
     described = {
         "spec": str(spec),
         "input_shape": list(task.input_shape),
         "classes": task.classes,
         "channels": [group.size for group in channel_groups(model)],
+        CLASS_NAMES: list(task.class_names),
     }
     write_tensors(model.state_dict(), path, metadata={"network": json.dumps(described)})
 
@@ -60,7 +63,7 @@ def load_weights(path: Path) -> nn.Module:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
-    if not isinstance(described, dict) or described.keys() != DESCRIBED:
+    if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} != DESCRIBED:
         raise InputError(str(path), "must carry a description of its network in the metadata")
     model = build_network(
         NetworkSpec.parse(described["spec"], place=str(path)),
