@@ -127,7 +127,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
     try:
         frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's own are either
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's own are among them
         raise InputError(str(path), f"cannot be read as a Parquet table ({_first_line(error)})") from error
     return frame.rename(columns=str)
 
