@@ -10,10 +10,10 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metasearch.errors import InputError, NotFoundError
 from metasearch.tasks.idx import read_idx
@@ -59,7 +59,7 @@ def absolute_argument(text: str, data_root: Path) -> str:
 
 
 def call_task_function(argument: str) -> Task:
-    """Return the task that `package.module:function` returns; modules of the working directory can be imported.
+    """Return the task that `package.module:function` returns.
 
     Raises InputError for another spelling or result, NotFoundError where there is no such module or function.
     """
@@ -69,6 +69,18 @@ def call_task_function(argument: str) -> Task:
     module_name, colon, function_name = argument.partition(":")
     if not (colon and module_name and function_name):
         raise InputError("task", "must be spelled python:package.module:function", place)
+    task = import_function(argument, place=place)()
+    if not isinstance(task, Task):
+        raise InputError(place, "must return a metasearch.tasks.Task", type(task).__name__)
+    return task
+
+
+def import_function(text: str, *, place: str) -> Callable[..., Any]:
+    """Return what `package.module:function` names; modules of the working directory can be imported.
+
+    place: how errors name it. Raises NotFoundError where there is no such module or function.
+    """
+    module_name, _, function_name = text.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console script, unlike `python -m`, does not look there
     try:
@@ -78,10 +90,7 @@ def call_task_function(argument: str) -> Task:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise NotFoundError(f"{place}: the module {module_name} has no function {function_name}")
-    task = function()
-    if not isinstance(task, Task):
-        raise InputError(place, "must return a metasearch.tasks.Task", type(task).__name__)
-    return task
+    return function  # type: ignore[no-any-return]  # whatever it returns, the caller checks
 
 
 def existing(text: str, data_root: Path) -> Path:
