@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metasearch.records import TrialResult
     from metasearch.search.space import Space, load_space
     from metasearch.tasks import Task, TaskSource, load_task
-    from metasearch.teachers import Teacher, teacher_for
+    from metasearch.teachers import Teacher, TeacherSource, teacher_for
 
 _HOMES = {
     "best": "metasearch.api",
@@ -35,6 +35,7 @@ _HOMES = {
     "TaskSource": "metasearch.tasks",
     "load_task": "metasearch.tasks",
     "Teacher": "metasearch.teachers",
+    "TeacherSource": "metasearch.teachers",
     "teacher_for": "metasearch.teachers",
 }
 
@@ -44,6 +45,7 @@ __all__ = [
     "Task",
     "TaskSource",
     "Teacher",
+    "TeacherSource",
     "TrialResult",
     "best",
     "launch",

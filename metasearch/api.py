@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from metasearch.tasks import TaskSource
+    from metasearch.teachers import TeacherSource
 
 
 def launch(
@@ -29,7 +30,8 @@ def launch(
     """Search the student for a task and return the final front, as `best` does.
 
     task: as on the command line, or a TaskSource. storage: a URL. options: the other fields of
-    `metasearch.search.launch.Options` (name, objectives, constraints, sampler, seed, teacher, device, ...).
+    `metasearch.search.launch.Options` (name, objectives, constraints, sampler, seed, device, ...), and teacher: as on
+    the command line, or a TeacherSource.
     """
     from metasearch.report.queries import best_frame
     from metasearch.search.launch import Options, prepare_study, run_study
@@ -90,7 +92,7 @@ def run_configuration(
     task: str | TaskSource,
     config: Config,
     *,
-    teacher: str | None = None,
+    teacher: str | TeacherSource | None = None,
     seed: int = 0,
     device: str = "auto",
     save_to: Path | None = None,
@@ -98,7 +100,6 @@ def run_configuration(
 ) -> TrialResult:
     """Run one configuration on a task as a search's trial would, its teacher trained or read from the cache first."""
     from metasearch.configuration import Configuration
-    from metasearch.models import NetworkSpec
     from metasearch.pipeline import run_pipeline
     from metasearch.search.launch import resolve_device
     from metasearch.tasks import TaskSource, load_task
@@ -107,11 +108,10 @@ def run_configuration(
     parsed = Configuration.of(config)
     source = TaskSource(task) if isinstance(task, str) else task
     loaded = load_task(source)
-    spec = None if teacher is None else NetworkSpec.parse(teacher, place="--teacher")
     chosen = resolve_device(device)
     knowledge = None
     if parsed.alpha > 0:
-        knowledge = teacher_for(loaded, spec, seed=seed, device=chosen, views=parsed.augment, progress=report)
+        knowledge = teacher_for(loaded, teacher, seed=seed, device=chosen, views=parsed.augment, progress=report)
     return run_pipeline(
         loaded, config, teacher=knowledge, seed=seed, device=chosen, report=report, save_to=save_to, read_test=True
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from metasearch.search.launch import Outcome
     from metasearch.tasks import TaskSource
+    from metasearch.teachers import TeacherSource
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,6 +62,30 @@ Unlabelled = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of data splits, sampler and trials.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TeacherTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        metavar="[SHARE*]SOURCE",
+        help="convnet:width=24,depth=6, resnet18, googlenet, vit:width=64,depth=4, package.module:function, FILE.pt2, "
+        "FILE.onnx, or FILE.npz with logits or labels; repeat for an ensemble.",
+    ),
+]
+TeacherWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help=".safetensors, .pt or .pth, one for each --teacher; - for none (it is then trained), own for a function "
+        "that returns a trained network.",
+    ),
+]
+TeacherNormalisation = Annotated[
+    str, typer.Option(help="Of its inputs: task, unit, imagenet, raw, or MEAN,.../STD,... of [0, 1] pixels.")
+]
+TeacherMean = Annotated[str, typer.Option(help="Of an ensemble: probabilities or logits.")]
+TeacherLabelsOnly = Annotated[
+    bool, typer.Option("--teacher-labels-only", help="Use only which class the teacher predicts.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
 GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
@@ -80,7 +105,11 @@ def launch(
     threads: Threads = 1,
     gpus_per_trial: GpusPerTrial = 0.0,
     device: Device = "auto",
-    teacher: Annotated[str | None, typer.Option(metavar="SPEC", help="For example convnet:width=32,depth=6.")] = None,
+    teacher: TeacherTexts = None,
+    teacher_weights: TeacherWeights = None,
+    teacher_normalisation: TeacherNormalisation = "task",
+    teacher_mean: TeacherMean = "probabilities",
+    teacher_labels_only: TeacherLabelsOnly = False,
     objective: Annotated[
         list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
     ] = None,
@@ -126,7 +155,7 @@ def launch(
         constraints=tuple(constraint or ()),
         sampler=sampler,
         seed=seed,
-        teacher=teacher,
+        teacher=_teacher(teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only),
         device=device,
         early_stopping=early_stopping,
         timeout_s=timeout_s,
@@ -160,7 +189,11 @@ def resume(
 def run(
     task: TaskText,
     config: Annotated[str, typer.Option(metavar="FILE", help="YAML: dotted parameter -> value.")],
-    teacher: Annotated[str | None, typer.Option(metavar="SPEC")] = None,
+    teacher: TeacherTexts = None,
+    teacher_weights: TeacherWeights = None,
+    teacher_normalisation: TeacherNormalisation = "task",
+    teacher_mean: TeacherMean = "probabilities",
+    teacher_labels_only: TeacherLabelsOnly = False,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write weights and ONNX file there.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -186,7 +219,7 @@ def run(
     result = run_configuration(
         source,
         configurations[0],
-        teacher=teacher,
+        teacher=_teacher(teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only),
         device=device,
         seed=seed,
         save_to=to,
@@ -469,6 +502,16 @@ def _source(
         skip_corrupt=skip_corrupt,
         augment=augment,
         unlabelled=unlabelled,
+    )
+
+
+def _teacher(
+    texts: list[str] | None, weights: list[str] | None, normalisation: str, mean: str, labels_only: bool
+) -> TeacherSource | None:
+    from metasearch.teachers import teacher_from_flags
+
+    return teacher_from_flags(
+        texts or (), weights=weights or (), normalisation=normalisation, mean=mean, labels_only=labels_only
     )
 
 

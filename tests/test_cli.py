@@ -65,6 +65,8 @@ def test_every_command_explains_itself(metasearch: Run, command: str) -> None:
         (["launch", "digits", "--constraint", "model_bytes<=25kg"], 2, ["--constraint: has an unknown unit", "'kg'"]),
         (["launch", "digits", "--teacher", "resnet"], 2, ["--teacher", "resnet"]),
         (["launch", "digits", "--teacher", "vgg:width=3,depth=4"], 2, ["vgg"]),
+        (["launch", "digits", "--teacher", "nowhere.onnx"], 3, ["nowhere.onnx: there is no such file"]),
+        (["launch", "digits", "--teacher-mean", "logits"], 2, ["--teacher: must be given with the other flags"]),
         (["launch", "digits", "--timeout", "soon"], 2, ["--timeout", "soon"]),
         (["launch", "fashion_mnist", "--data-root", "nowhere"], 3, ["nowhere", "--download"]),
         (["launch", "digits", "--storage", "postgresql://u:canary@host/db"], 2, ["--storage", "METASEARCH_STORAGE"]),
@@ -106,6 +108,23 @@ def test_a_dry_run_says_what_would_run_and_makes_no_study(metasearch: Run, url: 
     assert described["trials"] == 5
     assert "student.width" in described["searched"]
     assert json.loads(metasearch("studies", "--json", "--storage", url)[1]) == []
+
+
+def test_the_flags_about_the_teacher_are_kept_with_the_study(metasearch: Run, url: str) -> None:
+    launch = ["launch", "digits", "--space", "quick", "--dry-run", "--storage", url]
+    _, out, _ = metasearch(*launch, "--teacher", "mlp:width=4,depth=1")
+    assert json.loads(out)["teacher"] == "mlp:width=4,depth=1"
+    flags = ["--teacher-mean", "logits", "--teacher-normalisation", "unit", "--teacher-labels-only"]
+    _, out, _ = metasearch(*launch, "--teacher", "mlp:width=4,depth=1", "--teacher", "3*mlp:width=8,depth=1", *flags)
+    assert json.loads(out)["teacher"] == {
+        "members": [
+            {"text": "mlp:width=4,depth=1", "weights": None, "share": 1.0},
+            {"text": "mlp:width=8,depth=1", "weights": None, "share": 3.0},
+        ],
+        "normalisation": "unit",
+        "mean": "logits",
+        "labels_only": True,
+    }
 
 
 def test_studies_are_listed_with_the_documented_keys(metasearch: Run, url: str, study: str) -> None:

@@ -25,7 +25,9 @@ def print_front(name: str, frame: pd.DataFrame, controls: pd.DataFrame, teacher:
     if teacher is not None:
         metrics = teacher["metrics"]
         texts = [
-            f"{key} {metric_text(key, metrics[key])}" for key in ("val_accuracy", "test_accuracy", "parameters", "macs")
+            f"{key} {metric_text(key, metrics[key])}"
+            for key in ("val_accuracy", "test_accuracy", "parameters", "macs")
+            if key in metrics  # of a file of logits the network is not known
         ]
         out.print(f"teacher {teacher['spec']}: {', '.join(texts)}", highlight=False)
         if not frame.empty and frame["val_accuracy"].max() > metrics["val_accuracy"]:

@@ -25,7 +25,6 @@ from optuna.study import Study
 
 from metasearch.errors import InputError, MetasearchError, StorageError
 from metasearch.folders import home_folder
-from metasearch.models import NetworkSpec
 from metasearch.pipeline import ONNX_FILE, pipeline_steps
 from metasearch.records import Config, EpochReport, TrialResult
 from metasearch.search.controls import choose, companion, propose_control
@@ -48,7 +47,7 @@ from metasearch.search.store import (
 )
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import Task, TaskSource, load_task
-from metasearch.teachers import Teacher, default_teacher, teacher_for
+from metasearch.teachers import Teacher, TeacherSource, check_teacher, default_teacher, teacher_for
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Options:
     constraints: tuple[str, ...] = ()
     sampler: str = "tpe"
     seed: int = 0
-    teacher: str | None = None
+    teacher: TeacherSource | str | None = None
     device: str = "auto"
     early_stopping: bool = False
     timeout_s: float | None = None
@@ -146,8 +145,8 @@ def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True)
     check_distinct(options.enqueue, "--enqueue")
     source = options.source.absolute()
     task = load_task(source)
-    teacher = options.teacher or str(default_teacher(task))
-    NetworkSpec.parse(teacher, place="--teacher")
+    teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
+    check_teacher(teacher, task, views=_augmented(options.space))
     name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
     description = StudyDescription(
         task=asdict(source),
@@ -159,7 +158,7 @@ def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True)
         trials=options.trials,
         seed=options.seed,
         sampler=options.sampler,
-        teacher=teacher,
+        teacher=teacher.plain(),
         device=resolve_device(options.device),
         artefacts=options.artefacts or str(home_folder() / "artefacts"),
         early_stopping=options.early_stopping,
@@ -256,18 +255,17 @@ class _Search:
         return Outcome(self.study, stopped=self.stop.reason, failures=dict(ledger.failures))
 
     def _teacher(self, task: Task, space: Space) -> Teacher:
-        spec = NetworkSpec.parse(self.description.teacher)
-        self.watcher.stage(f"teacher {spec}")
-        augmented = any(True in s.choices for s in space.settings if s.path == "augment")
+        source = TeacherSource.of(self.description.teacher)
+        self.watcher.stage(f"teacher {source}")
         teacher = teacher_for(
             task,
-            spec,
+            source,
             seed=self.description.seed,
             device=self.description.device,
-            views=augmented,
+            views=_augmented(space),
             progress=self._epoch,
         )
-        self.study.set_user_attr("teacher", {"spec": str(spec), "metrics": dict(teacher.metrics)})
+        self.study.set_user_attr("teacher", {"spec": teacher.spec, "metrics": dict(teacher.metrics)})
         return teacher
 
     def _epoch(self, report: EpochReport) -> None:
@@ -361,6 +359,11 @@ def resolve_device(text: str) -> str:
     if text not in {"cpu", "cuda"}:
         raise InputError("--device", "must be auto, cpu or cuda", text)
     return text
+
+
+def _augmented(space: Space) -> bool:
+    """Return whether any trial of the space may train on augmented views."""
+    return any(True in setting.choices for setting in space.settings if setting.path == "augment")
 
 
 def _commit() -> str:

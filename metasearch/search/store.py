@@ -45,7 +45,10 @@ LOST = "lost"
 
 @dataclass(frozen=True)
 class StudyDescription:
-    """What a study searches, and with what; enough to resume it. task: the fields of a TaskSource."""
+    """What a study searches, and with what; enough to resume it.
+
+    task: the fields of a TaskSource. teacher: a SOURCE, or the fields of a TeacherSource.
+    """
 
     task: dict[str, Any]
     fingerprint: str
@@ -56,7 +59,7 @@ class StudyDescription:
     trials: int
     seed: int
     sampler: str
-    teacher: str
+    teacher: str | dict[str, Any]
     device: str
     artefacts: str
     early_stopping: bool = False
