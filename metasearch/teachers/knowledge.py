@@ -10,13 +10,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metasearch.errors import InputError, NotFoundError
+from metasearch.errors import InputError
 from metasearch.measure import accuracy, expected_calibration_error, predict
 from metasearch.models import NetworkSpec
 from metasearch.records import EpochReport
@@ -78,7 +77,7 @@ def teacher_for(
     source: None for the default teacher. views: whether logits on augmented views are needed. progress: called after
     every training epoch. Raises InputError for a teacher that does not fit the task, NotFoundError for a missing file.
     """
-    source = TeacherSource.of(default_teacher(task) if source is None else source)
+    source = TeacherSource.of(default_teacher(task) if source is None else source).absolute()
     views = views and bool(task.augmentation)
     _check_views(source, views=views)
     known = [
@@ -119,6 +118,7 @@ def teacher_for(
 
 def check_teacher(source: TeacherSource, task: Task, *, views: bool) -> None:
     """Raise what `teacher_for` would raise for a teacher that is not there or does not fit, without training any."""
+    source = source.absolute()
     _check_views(source, views=views and bool(task.augmentation))
     for member in source.members:
         if member.is_logits:
@@ -199,14 +199,10 @@ def _view_logits(network: TeacherNetwork, task: Task, view: int, *, seed: int) -
 def _read_logits(member: TeacherMember, task: Task) -> _Known:
     """Return what an .npz file says of the three splits; integers (N,) are labels, floats (N, C) are logits.
 
-    Raises NotFoundError if there is no such file; InputError if it is damaged, lacks a split, or has other rows or
-    classes than the task.
+    Raises InputError if it is damaged, lacks a split, or has other rows or classes than the task.
     """
-    path = Path(member.text).expanduser()
-    if not path.is_file():
-        raise NotFoundError(f"{member.place}: there is no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(member.text, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(

@@ -143,7 +143,8 @@ def _module(
     kept = None if path is None else read_cache(path)
     if path is not None and kept is None:
         module = train_teacher(task, member.text, seed=seed, device=device, progress=progress)
-        write_cache(path, dict(module.state_dict()), {})
+        # cloned, because safetensors refuses tensors that share memory, as tied weights do
+        write_cache(path, {name: tensor.clone() for name, tensor in module.state_dict().items()}, {})
         return module.eval()
     module = build_teacher(member.text, input_shape=task.input_shape, classes=task.classes, seed=seed)
     if kept is not None:
@@ -163,7 +164,7 @@ def _prepare(task: Task, dtype: torch.dtype, normalisation: str, place: str) -> 
 
 
 def _probe(network: TeacherNetwork, task: Task) -> None:
-    """Raise InputError unless the network maps one input of the task to K finite-shaped logits."""
+    """Raise InputError unless the network maps one input of the task to K logits."""
     shape = task.input_shape
     try:
         with torch.inference_mode():

@@ -20,9 +20,11 @@ from metasearch.errors import InputError
 from metasearch.export import write_onnx
 from metasearch.measure import count_macs, count_parameters
 from metasearch.models.lowered import lower
+from metasearch.tasks.augment import apply_choices, view_choices
+from metasearch.tasks.task import Augmentation
 from metasearch.teachers import TeacherMember, TeacherSource, open_teacher, teacher_for
 from metasearch.teachers.networks import build_teacher
-from tests.synthetic import synthetic_task
+from tests.synthetic import synthetic_task, with_augmentation
 
 TASK = synthetic_task(shape=(3, 8, 8), counts=(24, 6, 11))
 ANY = ({0: torch.export.Dim("batch")},)
@@ -293,10 +295,8 @@ def test_an_onnx_file_for_any_or_a_fixed_batch_is_run_on_every_input(batch: int 
 
 
 def test_macs_of_onnx_are_counted_by_hand_or_not_at_all(tmp_path: Path) -> None:
-    weights = {"k": torch.zeros(4, 1, 3, 3), "w": torch.zeros(3, 4), "u": torch.zeros(3, 3)}
-    grouped = TASK.input_shape[0]
     nodes = [
-        helper.make_node("Conv", ["x", "k3"], ["c"], group=grouped, pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Conv", ["x", "k3"], ["c"], group=3, pads=[1, 1, 1, 1], strides=[2, 2]),
         helper.make_node("GlobalAveragePool", ["c"], ["p"]),
         helper.make_node("Flatten", ["p"], ["f"]),
         helper.make_node("Gemm", ["f", "w3"], ["y"], transB=1),
@@ -308,6 +308,53 @@ def test_macs_of_onnx_are_counted_by_hand_or_not_at_all(tmp_path: Path) -> None:
     unknown = open_teacher(onnx_file(tmp_path / "e.onnx", einsum, {"w": torch.zeros(192, 3)}), TASK)
     assert (unknown.parameters, unknown.macs) == (192 * 3, None)
     assert "macs" not in teacher_for(TASK, str(tmp_path / "e.onnx")).metrics
+
+
+@pytest.mark.parametrize("batch", ["batch", 4])
+def test_recurrent_layers_of_onnx_are_counted(batch: int | str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("LSTM", ["steps", "w", "r"], ["", "last"], hidden_size=3),
+        helper.make_node("Squeeze", ["last", "zero"], ["y"]),
+    ]
+    weights = {"w": torch.zeros(1, 12, 8), "r": torch.zeros(1, 12, 3)}
+    constants = {"shape": torch.tensor([0, 24, 8]), "zero": torch.tensor([0])}
+    opened = open_teacher(onnx_file(tmp_path / "m.onnx", nodes, weights | constants, batch=batch), TASK)
+    assert opened.macs == 24 * 4 * 3 * (8 + 3)
+    assert opened.parameters == 4 * 3 * (8 + 3)
+
+
+def test_a_network_in_a_file_is_asked_about_augmented_images(tmp_path: Path) -> None:
+    weight = torch.randn(192, 3, generator=torch.Generator().manual_seed(0))
+    onnx_file(tmp_path / "m.onnx", LINEAR, {"w": weight})
+    task = with_augmentation(TASK, Augmentation(shift=1, flip=True))
+    teacher = teacher_for(task, str(tmp_path / "m.onnx"), seed=2, views=True)
+    for view, logits in enumerate(teacher.logits["views"]):
+        choices = view_choices(task.augmentation, count=len(task.train), view=view, seed=2)
+        inputs = task.normalisation(apply_choices(task.train.inputs, choices))
+        torch.testing.assert_close(logits, inputs.flatten(1) @ weight, atol=1e-4, rtol=1e-4)
+
+
+class Rows(nn.Module):
+    """Reads the rows of an image one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.out = nn.LSTM(8, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        states: Tensor = self.recurrent(images.mean(1))[0]
+        logits: Tensor = self.out(states[:, -1])
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")  # torch's exporter, of its own LSTM
+def test_a_recurrent_program_is_opened_and_counted(tmp_path: Path) -> None:
+    model = Rows().eval()
+    opened = open_teacher(TeacherMember(exported(model, tmp_path / "m.pt2")), TASK)
+    torch.testing.assert_close(opened.logits(TASK.test.inputs).detach(), expected(model))
+    assert opened.macs == 8 * 4 * 5 * (8 + 5) + 5 * 3
 
 
 def test_an_onnx_file_of_two_inputs_is_refused(tmp_path: Path) -> None:

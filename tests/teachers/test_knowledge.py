@@ -206,6 +206,27 @@ def test_a_trained_network_is_opened_from_the_cache(trainer: Trainer) -> None:
         torch.testing.assert_close(network.logits(task.test.inputs), teacher.logits["test"])
 
 
+class Tied(nn.Module):
+    """Uses one matrix twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.second(self.first(inputs.flatten(1))))
+        return logits
+
+
+def test_tied_weights_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "train_teacher", lambda *_, **__: Tied())
+    monkeypatch.setattr(opening, "build_teacher", lambda *_, **__: Tied())
+    first, again = (open_teacher(TeacherMember(str(SPEC)), synthetic_task()) for _ in range(2))
+    inputs = synthetic_task().test.inputs
+    assert torch.equal(first.logits(inputs), again.logits(inputs))
+
+
 def test_equal_members_are_different_networks_and_each_is_trained_once(trainer: Trainer) -> None:
     task = synthetic_task()
     source = teacher_from_flags([str(SPEC)] * 3)
