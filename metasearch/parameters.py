@@ -7,6 +7,7 @@ and the JSON schema for editors are all made from them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ Value = bool | int | float | str
 
 FAMILY_NAMES = ("convnet", "mlp", "resnet", "mobilenet")
 """The keys of metasearch.models.FAMILIES, which is not imported here because it loads torch."""
+USER_FAMILY = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+"""How a user's own family is spelled: package.module:build."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Rule:
     """What one parameter may be.
 
     type: bool, int, float or str. low, high: the permitted range of a number; an open end excludes its limit.
-    choices: the permitted texts. about: one sentence for users.
+    choices: the permitted texts; beside them, those that match `pattern`, which `spelled` says in words. about: one
+    sentence for users.
     """
 
     type: type[bool] | type[int] | type[float] | type[str]
@@ -35,6 +39,8 @@ class Rule:
     open_low: bool = False
     open_high: bool = False
     choices: tuple[str, ...] = ()
+    pattern: str = ""
+    spelled: str = ""
     about: str = field(default="", compare=False)
 
     def check(self, value: object, place: str) -> Value:
@@ -63,14 +69,11 @@ class Rule:
         return above and below
 
     def _checked_text(self, value: object, place: str) -> str:
+        permitted = f"must be one of {', '.join(self.choices)}" + (f" or {self.spelled}" if self.pattern else "")
         if isinstance(value, bool):
-            raise InputError(
-                place,
-                f"must be one of {', '.join(self.choices)} (YAML reads a bare yes, no, on or off as a bool)",
-                value,
-            )
-        if not isinstance(value, str) or value not in self.choices:
-            raise InputError(place, f"must be one of {', '.join(self.choices)} {hint(value, self.choices)}", value)
+            raise InputError(place, f"{permitted} (YAML reads a bare yes, no, on or off as a bool)", value)
+        if not isinstance(value, str) or not (value in self.choices or re.fullmatch(self.pattern or r"(?!)", value)):
+            raise InputError(place, f"{permitted} {hint(value, self.choices)}".rstrip(), value)
         return value
 
     def _checked_number(self, value: object, place: str) -> float:
@@ -86,7 +89,14 @@ class Rule:
 
 
 PARAMETERS: dict[str, Rule] = {
-    "student.family": Rule(str, "convnet", choices=FAMILY_NAMES, about="The student's network family."),
+    "student.family": Rule(
+        str,
+        "convnet",
+        choices=FAMILY_NAMES,
+        pattern=USER_FAMILY,
+        spelled="package.module:function",
+        about="The student's network family, or a function of yours that builds a network by width and depth.",
+    ),
     "student.depth": Rule(int, 3, low=1, high=12, about="Convolutions, hidden layers (mlp) or blocks."),
     "batch_size": Rule(int, 64, low=1, high=4096, about="Examples in one optimizer step."),
     "optimizer": Rule(str, "adamw", choices=("sgd", "adamw"), about="The optimizer."),

@@ -199,7 +199,11 @@ def test_convolutional_families_refuse_vectors_and_small_images(shape: tuple[int
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vgg", 3, 2), "network.family: must be one of convnet, mlp, resnet, mobilenet, got 'vgg'"),
+        (
+            ("vgg", 3, 2),
+            "network.family: must be one of convnet, mlp, resnet, mobilenet or "
+            "package.module:function (known: convnet, mlp, resnet, mobilenet), got 'vgg'",
+        ),
         (("mlp", 0, 2), "network.width: must be a whole number of at least 1, got 0"),
         (("mlp", 3, -1), "network.depth: must be a whole number of at least 1, got -1"),
         (("mlp", True, 1), "network.width: must be a whole number of at least 1, got True"),
@@ -212,7 +216,11 @@ def test_a_bad_spec_is_refused_in_one_clear_line(arguments: tuple[str, int, int]
     assert str(refusal.value) == message
 
 
-@given(family=st.sampled_from(sorted(FAMILIES)), width=st.integers(1, 10**6), depth=st.integers(1, 10**3))
+@given(
+    family=st.sampled_from([*FAMILIES, "module:build", "my_package.my_module:net_2"]),
+    width=st.integers(1, 10**6),
+    depth=st.integers(1, 10**3),
+)
 def test_a_spec_survives_its_text(family: str, width: int, depth: int) -> None:
     spec = NetworkSpec(family, width=width, depth=depth)
     assert NetworkSpec.parse(str(spec)) == spec
@@ -229,3 +237,17 @@ def test_the_parameters_of_a_convnet_are_those_counted_by_hand() -> None:
     convolution = 2 * 3 * 9 + 4 * 2 * 9
     assert count_parameters(model) == convolution + 2 * (2 + 4) + 4 * 7 + 7
     assert count_macs(model, (3, 10, 10)) == math.prod((10, 10, 2 * 3 * 9)) + math.prod((5, 5, 4 * 2 * 9)) + 4 * 7
+
+
+def test_the_parameters_of_a_mobilenet_are_those_counted_by_hand() -> None:
+    model = build_network(NetworkSpec("mobilenet", width=2, depth=2), input_shape=(3, 10, 10), classes=7, seed=0)
+    stem, first, second = 2 * 3 * 9, (2 * 9, 2 * 2), (2 * 9, 4 * 2)
+    assert count_parameters(model) == stem + sum(first) + sum(second) + 2 * (4 * 2 + 4) + 4 * 7 + 7
+    assert count_macs(model, (3, 10, 10)) == 100 * (stem + sum(first)) + 25 * sum(second) + 4 * 7
+
+
+def test_the_parameters_of_a_resnet_are_those_counted_by_hand() -> None:
+    model = build_network(NetworkSpec("resnet", width=2, depth=2), input_shape=(3, 10, 10), classes=7, seed=0)
+    stem, first, second = 2 * 3 * 9, 2 * (2 * 2 * 9), 4 * 2 * 9 + 4 * 4 * 9 + 4 * 2
+    assert count_parameters(model) == stem + first + second + 2 * (2 + 2 * 2 + 3 * 4) + 4 * 7 + 7
+    assert count_macs(model, (3, 10, 10)) == 100 * (stem + first) + 25 * second + 4 * 7

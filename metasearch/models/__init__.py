@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from metasearch.models.convnet import convnet
 from metasearch.models.mlp import mlp
 from metasearch.models.mobilenet import mobilenet
 from metasearch.models.resnet import resnet
+from metasearch.models.user_family import build_user_network
+from metasearch.parameters import PARAMETERS, USER_FAMILY
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "convnet": convnet,
@@ -28,15 +31,17 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A network family with its width and depth; as text, `convnet:width=16,depth=4`."""
+    """A network family with its width and depth; as text, `convnet:width=16,depth=4`.
+
+    family: a key of FAMILIES, or a user's own function, `package.module:build`.
+    """
 
     family: str
     width: int
     depth: int
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise InputError("network.family", f"must be one of {', '.join(FAMILIES)}", self.family)
+        PARAMETERS["student.family"].check(self.family, "network.family")
         for name in ("width", "depth"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -45,7 +50,7 @@ class NetworkSpec:
     @classmethod
     def parse(cls, text: str, *, place: str = "network") -> NetworkSpec:
         """Return the spec that a text such as `convnet:width=16,depth=4` names."""
-        match = re.fullmatch(r"(\w+):width=(\d+),depth=(\d+)", text)
+        match = re.fullmatch(rf"(\w+|{USER_FAMILY}):width=(\d+),depth=(\d+)", text)
         if match is None:
             raise InputError(place, "must look like convnet:width=16,depth=4", text)
         return cls(match[1], int(match[2]), int(match[3]))
@@ -58,8 +63,9 @@ def build_network(spec: NetworkSpec, *, input_shape: tuple[int, ...], classes: i
     """Return the network of `spec` on the CPU, its weights drawn from `seed` alone.
 
     input_shape: (C, H, W) or (F,). Maps (B, *input_shape), normalised float32, to logits (B, classes).
-    Raises InputError if the family cannot take the input shape.
+    Raises InputError if the family cannot take the input shape; for a user's own one, what `build_user_network` says.
     """
+    build = FAMILIES.get(spec.family) or partial(build_user_network, spec.family)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
-        return FAMILIES[spec.family](input_shape=input_shape, classes=classes, width=spec.width, depth=spec.depth)
+        return build(input_shape=input_shape, classes=classes, width=spec.width, depth=spec.depth)

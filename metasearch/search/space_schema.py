@@ -105,7 +105,8 @@ def _definition_name(policy: str, kind: str, parameter: str) -> str:
 def _value(rule: Rule) -> Schema:
     """Return the schema of one value under a rule."""
     if rule.type is str:
-        return {"enum": list(rule.choices)}
+        listed: Schema = {"enum": list(rule.choices)}
+        return {"anyOf": [listed, {"type": "string", "pattern": f"^{rule.pattern}$"}]} if rule.pattern else listed
     schema: Schema = {"type": TYPE_NAMES[rule.type]}
     if rule.type is bool:
         return schema

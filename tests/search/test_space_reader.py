@@ -30,7 +30,11 @@ BAD_BODIES = [
 ]
 
 BAD_PARAMETERS = [
-    ("student.family: convent", "student.family: must be one of convnet, mlp (did you mean convnet?), got 'convent'"),
+    (
+        "student.family: convent",
+        "student.family: must be one of convnet, mlp, resnet, mobilenet or package.module:function "
+        "(did you mean convnet?), got 'convent'",
+    ),
     (
         "student.family: {low: 1, high: 2}",
         "student.family: must be a plain value or choices: it is no number and has no range",
