@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from metasearch.errors import TrialFailure
 from metasearch.measure import count_macs
 from metasearch.models.channels import ChannelGroup, channel_groups, keep_channels, weighted_layer
+from metasearch.models.foreign import FEWEST, foreign_groups, foreign_importance, keep_foreign_channels
 from metasearch.tasks import Task
 
 LEAST_KEPT = 0.1
@@ -96,14 +98,14 @@ def channel_importance(model: nn.Module, group: ChannelGroup, importance: str = 
     return total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
 
 
-def choose_channels(importances: Sequence[Tensor], *, remove: int) -> list[Tensor]:
+def choose_channels(importances: Sequence[Tensor], *, remove: int, fewest: int = 1) -> list[Tensor]:
     """Return the sorted indices kept in each layer when the `remove` least important of all channels go.
 
-    importances: one (size,) tensor a layer. Every layer keeps at least a tenth of its channels, and at least one; where
-    that leaves fewer than `remove` to take, fewer are taken.
+    importances: one (size,) tensor a layer. Every layer keeps at least a tenth of its channels, and at least `fewest`
+    of them; where that leaves fewer than `remove` to take, fewer are taken.
     """
     kept = [set(range(len(values))) for values in importances]
-    spare = [_spare(len(values)) for values in importances]
+    spare = [_spare(len(values), fewest) for values in importances]
     ranked = sorted(
         (value, layer, channel)
         for layer, values in enumerate(importances)
@@ -119,9 +121,9 @@ def choose_channels(importances: Sequence[Tensor], *, remove: int) -> list[Tenso
     return [torch.tensor(sorted(channels)) for channels in kept]
 
 
-def _spare(size: int) -> int:
+def _spare(size: int, fewest: int) -> int:
     """Return how many of a layer's channels may go."""
-    return size - max(1, math.ceil(LEAST_KEPT * size))
+    return max(0, size - max(fewest, math.ceil(LEAST_KEPT * size)))
 
 
 def prune_to_ratio(
@@ -147,43 +149,69 @@ def prune_to_ratio(
     size_of = SIZES[target]
     if size_of(model, input_shape) <= allowed:
         return model
-    groups = channel_groups(model)
     if importance == "taylor" and gradients is not None:
         model.zero_grad(set_to_none=True)
         gradients(model)
-    importances = [channel_importance(model, group, importance) for group in groups]
+    importances, keep, fewest = _prunable(model, importance, input_shape)
     if importance == "taylor":
         model.zero_grad(set_to_none=True)
 
     def without(remove: int) -> nn.Module:
-        return keep_channels(model, choose_channels(importances, remove=remove))
+        return keep(choose_channels(importances, remove=remove, fewest=fewest))
 
-    removable = sum(_spare(group.size) for group in groups)
+    removable = sum(_spare(len(values), fewest) for values in importances)
     if removable == 0:
         return model
     if target == "channels":
-        return without(total_channels(model) - allowed)
+        return without(size_of(model, input_shape) - allowed)
     counts = range(1, removable)
     remove = bisect.bisect_left(counts, True, key=lambda count: size_of(without(count), input_shape) <= allowed) + 1
     return without(remove)
 
 
-def narrow(model: nn.Module, *, width: int, present_width: int) -> nn.Module:
+def _prunable(
+    model: nn.Module, importance: str, input_shape: tuple[int, ...] | None
+) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], nn.Module], int]:
+    """Return the importances of each group's channels, what makes the network with only some, and the fewest of each.
+
+    A network that `channel_groups` does not know is left to torch-pruning, which needs its input shape.
+    """
+    try:
+        groups = channel_groups(model)
+    except TypeError:
+        if input_shape is None:
+            raise
+        importances = [foreign_importance(group, importance) for group in foreign_groups(model, input_shape)]
+        return importances, partial(keep_foreign_channels, model, input_shape=input_shape), FEWEST
+    return [channel_importance(model, group, importance) for group in groups], partial(keep_channels, model), 1
+
+
+def narrow(
+    model: nn.Module, *, width: int, present_width: int, input_shape: tuple[int, ...] | None = None
+) -> nn.Module:
     """Return the network with every layer cut to width / present_width of its channels, the most important ones.
 
-    Layer by layer, so that the result has the shape of a network built at `width`.
+    Layer by layer, so that the result has the shape of a network built at `width`. input_shape: needed for a network
+    that `channel_groups` does not know.
     """
-    groups = channel_groups(model)
-    keep = []
-    for group in groups:
-        size = max(1, round(group.size * width / present_width))
-        keep.append(channel_importance(model, group).topk(size).indices.sort().values)
-    return keep_channels(model, keep)
+    importances, keep, fewest = _prunable(model, "l2", input_shape)
+    sizes = [max(min(fewest, len(v)), round(len(v) * width / present_width)) for v in importances]
+    best = (values.topk(size).indices.sort().values for values, size in zip(importances, sizes, strict=True))
+    return keep(list(best))
 
 
 def total_channels(model: nn.Module, input_shape: tuple[int, ...] | None = None) -> int:
-    """Return the number of channels in all groups of a network, whatever the shape of its input."""
-    return sum(group.size for group in channel_groups(model))
+    """Return the number of channels in all groups of a network.
+
+    input_shape: needed for a network that `channel_groups` does not know; channels that such a network can only lose
+    together (in each group of a grouped convolution) count as one.
+    """
+    try:
+        return sum(group.size for group in channel_groups(model))
+    except TypeError:
+        if input_shape is None:
+            raise
+        return sum(group.size for group in foreign_groups(model, input_shape))
 
 
 SIZES: dict[str, Callable[[nn.Module, tuple[int, ...]], int]] = {"channels": total_channels, "macs": count_macs}
@@ -200,7 +228,7 @@ def recalibrate_batchnorm(model: nn.Module, task: Task, *, batch_size: int = 256
     norms = [layer for layer in model.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
     if not norms:
         return
-    device = norms[0].weight.device
+    device = next(model.parameters()).device
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.reset_running_stats()

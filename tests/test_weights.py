@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from metasearch.errors import InputError, NotFoundError
 from metasearch.models import NetworkSpec, build_network
 from metasearch.models.channels import channel_groups, keep_channels
 from metasearch.models.weights import load_weights, save_weights
+from metasearch.prune import prune_to_ratio, total_channels
 from tests.synthetic import synthetic_task
 
 TASK = synthetic_task()
@@ -69,6 +71,48 @@ def test_class_names_are_kept_and_a_file_without_them_loads(tmp_path: Path) -> N
     assert described.pop("class_names") == list(TASK.class_names)
     save_file(tensors, path, metadata={"network": json.dumps(described)})
     assert load_weights(path).state_dict().keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["smooth", "grouped", "plain"])
+def test_a_user_network_survives_its_file(name: str, ratio: float, tmp_path: Path) -> None:
+    spec = NetworkSpec(f"tests.user_networks:{name}", width=4, depth=2)
+    model = build_network(spec, input_shape=TASK.input_shape, classes=TASK.classes, seed=3)
+    model(TASK.normalisation(TASK.train.inputs))
+    before = total_channels(model, TASK.input_shape)
+    model = prune_to_ratio(model, ratio=ratio, original=before, input_shape=TASK.input_shape).eval()
+    assert total_channels(model, TASK.input_shape) == before - math.ceil(ratio * before)
+    save_weights(model, tmp_path / "w", spec=spec, task=TASK)
+    loaded = load_weights(tmp_path / "w")
+    inputs = TASK.normalisation(TASK.validation.inputs)
+    assert torch.equal(loaded(inputs), model(inputs))
+    assert str(loaded) == str(model)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"nowhere": {"groups": 2}}, "has no nowhere.groups, got 2"),
+        ({"first.0": {"secret": 2}}, "has no first.0.secret, got 2"),
+        ({"first.0": {"out_channels": "many"}}, "has no first.0.out_channels, got 'many'"),
+        ({"first.0": 3}, "sizes must be a mapping of layers to mappings"),
+    ],
+)
+def test_sizes_that_a_user_network_does_not_have_are_refused(sizes: object, message: str, tmp_path: Path) -> None:
+    path, spec = tmp_path / "w", NetworkSpec("tests.user_networks:smooth", width=4, depth=2)
+    save_weights(build_network(spec, input_shape=(1, 8, 8), classes=3, seed=0), path, spec=spec, task=TASK)
+    tensors, described = read(path)
+    save_file(tensors, path, metadata={"network": json.dumps(described | {"sizes": sizes})})
+    assert message in refusal_of(path)
+
+
+def test_tensors_of_a_user_network_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
+    path, spec = tmp_path / "w", NetworkSpec("tests.user_networks:smooth", width=4, depth=2)
+    save_weights(build_network(spec, input_shape=(1, 8, 8), classes=3, seed=0), path, spec=spec, task=TASK)
+    tensors, described = read(path)
+    tensors["last.weight"] = tensors["last.weight"][:, 1:].contiguous()
+    save_file(tensors, path, metadata={"network": json.dumps(described)})
+    assert "its tensors must fit the network of its description" in refusal_of(path)
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:

@@ -18,20 +18,30 @@ from metasearch.models import NetworkSpec, build_network
 from metasearch.models.channels import channel_groups, keep_channels
 from metasearch.tasks import Task
 
-DESCRIBED = {"spec", "input_shape", "classes", "channels"}
+DESCRIBED = {"spec", "input_shape", "classes"}
 CLASS_NAMES = "class_names"
 """Described too, for who reads the file; older files lack it."""
+CHANNELS = "channels"
+"""The present size of each channel group, for a network whose groups are known."""
+SIZES = "sizes"
+"""For any other network, the numbers of its layers (in_channels, groups, ...) that pruning changed, by layer."""
+
+Sizes = dict[str, dict[str, int | tuple[int, ...]]]
 
 
 def save_weights(model: nn.Module, path: Path, *, spec: NetworkSpec, task: Task) -> None:
-    """Write the weights atomically, with the spec of the network, its present channels and the task's class names."""
-    described = {
+    """Write the weights atomically, with the network's spec, present channels and class names."""
+    described: dict[str, Any] = {
         "spec": str(spec),
         "input_shape": list(task.input_shape),
         "classes": task.classes,
-        "channels": [group.size for group in channel_groups(model)],
         CLASS_NAMES: list(task.class_names),
     }
+    try:
+        described[CHANNELS] = [group.size for group in channel_groups(model)]
+    except TypeError:
+        built = build_network(spec, input_shape=task.input_shape, classes=task.classes, seed=0)
+        described[SIZES] = _changed_sizes(built, model)
     write_tensors(model.state_dict(), path, metadata={"network": json.dumps(described)})
 
 
@@ -63,7 +73,8 @@ def load_weights(path: Path) -> nn.Module:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
-    if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} != DESCRIBED:
+    shapes = (DESCRIBED | {CHANNELS}, DESCRIBED | {SIZES})
+    if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} not in shapes:
         raise InputError(str(path), "must carry a description of its network in the metadata")
     model = build_network(
         NetworkSpec.parse(described["spec"], place=str(path)),
@@ -71,10 +82,10 @@ def load_weights(path: Path) -> nn.Module:
         classes=described["classes"],
         seed=0,
     )
-    built, present = [group.size for group in channel_groups(model)], described["channels"]
-    if len(built) != len(present) or not all(1 <= p <= b for p, b in zip(present, built, strict=True)):
-        raise InputError(str(path), f"channels must be at least 1 and at most {built}", present)
-    model = keep_channels(model, [torch.arange(size) for size in present])
+    if CHANNELS in described:
+        model = _with_channels(model, described[CHANNELS], path)
+    else:
+        _set_sizes(model, described[SIZES], tensors, path)
     expected = model.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         want = tuple(expected[name].shape) if name in expected else None
@@ -82,4 +93,71 @@ def load_weights(path: Path) -> nn.Module:
         if want != got:
             raise InputError(str(path), f"{name}: must have shape {want}", f"shape={got}")
     model.load_state_dict(tensors)
-    return model.eval()
+    model.eval()
+    if SIZES in described:
+        _require_run(model, tuple(described["input_shape"]), path)
+    return model
+
+
+def _with_channels(model: nn.Module, present: Any, path: Path) -> nn.Module:
+    """Return the network cut to the present number of channels of each group."""
+    built = [group.size for group in channel_groups(model)]
+    if len(built) != len(present) or not all(1 <= p <= b for p, b in zip(present, built, strict=True)):
+        raise InputError(str(path), f"channels must be at least 1 and at most {built}", present)
+    return keep_channels(model, [torch.arange(size) for size in present])
+
+
+def _changed_sizes(built: nn.Module, present: nn.Module) -> Sizes:
+    """Return the numbers of each layer that are not those of the network as it was built."""
+    sizes: Sizes = {}
+    for name, layer in present.named_modules():
+        before = _numbers(built.get_submodule(name))
+        if changed := {key: value for key, value in _numbers(layer).items() if before.get(key) != value}:
+            sizes[name] = changed
+    return sizes
+
+
+def _numbers(layer: nn.Module) -> dict[str, int | tuple[int, ...]]:
+    """Return a layer's own whole numbers and tuples of them, by name."""
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if _is_number(value) or (isinstance(value, tuple) and all(_is_number(item) for item in value))
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _set_sizes(model: nn.Module, sizes: Sizes, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give the layers of a network, in place, the sizes and the tensors' shapes of a pruned one.
+
+    Raises InputError for a number or a tensor that the network does not have.
+    """
+    if not isinstance(sizes, dict) or not all(isinstance(numbers, dict) for numbers in sizes.values()):
+        raise InputError(str(path), "sizes must be a mapping of layers to mappings", sizes)
+    layers = dict(model.named_modules())
+    for name, numbers in sizes.items():
+        present = _numbers(layers[name]) if name in layers else {}
+        for key, value in numbers.items():
+            value = tuple(value) if isinstance(value, list) else value
+            if type(value) is not type(present.get(key)):
+                raise InputError(str(path), f"sizes: the network of its description has no {name}.{key}", value)
+            setattr(layers[name], key, value)
+    for name, tensor in model.state_dict().items():
+        got = tensors.get(name)
+        if got is not None and got.shape != tensor.shape and got.ndim == tensor.ndim:
+            owner, _, key = name.rpartition(".")
+            old, new = getattr(layers[owner], key), torch.empty_like(got)
+            setattr(layers[owner], key, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+
+
+def _require_run(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
+    """Raise InputError unless the network takes an input: its shapes came from the file alone."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *input_shape))
+    except RuntimeError as error:  # torch's shapes that do not fit
+        reason = str(error).split("\n")[0]
+        raise InputError(str(path), f"its tensors must fit the network of its description: {reason}") from error
