@@ -5,6 +5,7 @@ no path or comment, and has the same bytes for the same network. Int8 is written
 around ordinary operators (QDQ); onnxruntime fuses them to QLinearConv, QLinearAdd, QLinearGlobalAveragePool and QGemm.
 A packed weight (metasearch.models.packing) goes through the model's own function `Unpack`, made of standard operators;
 onnxruntime expands it when it loads the file, so that what runs is the same as from a dense weight.
+A network with a layer that has no lowered form is left to torch's exporter (models/module_network.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from metasearch.models.lowered import (
     MaxPool,
     Operation,
 )
+from metasearch.models.module_network import ModuleNetwork, exported_module
 from metasearch.models.packing import SHARED, part_names
 from metasearch.quantize import QuantizedNetwork, weight_zero_name, zero_point_name
 
@@ -86,17 +88,24 @@ class _Graph:
 
 
 def write_onnx(
-    network: LoweredNetwork | QuantizedNetwork, path: str | os.PathLike[str], *, class_names: Sequence[str] = ()
+    network: LoweredNetwork | QuantizedNetwork | ModuleNetwork,
+    path: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write the network as an ONNX file, atomically: `path` holds the whole of it or what it held before.
 
     Input `input`: (batch, C, H, W) uint8 or (batch, F) float32, at rest; output `logits`: (batch, K) float32.
     class_names: K names, kept as a JSON list in the model's metadata under `classes`, where any are given.
-    Raises OSError if the file cannot be written.
+    Raises OSError if the file cannot be written, InputError if torch's exporter, which writes a ModuleNetwork, cannot
+    take it.
     """
     import onnx
 
-    model = _model(network)
+    if isinstance(network, ModuleNetwork):
+        model = exported_module(network, opset=OPSET, ir_version=IR_VERSION)
+    else:
+        model = _model(network)
     if class_names:
         onnx.helper.set_model_props(model, {CLASSES: json.dumps(list(class_names))})
     onnx.checker.check_model(model, full_check=True)

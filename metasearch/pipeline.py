@@ -29,8 +29,9 @@ from metasearch.measure import (
     expected_calibration_error,
     predict,
 )
-from metasearch.models import NetworkSpec, build_network
-from metasearch.models.lowered import LoweredNetwork, lower
+from metasearch.models import FAMILIES, NetworkSpec, build_network
+from metasearch.models.lowered import LoweredNetwork
+from metasearch.models.module_network import ModuleNetwork, deployable, require_int8
 from metasearch.models.weights import save_weights
 from metasearch.prune import check_removed, narrow, prune_to_ratio, recalibrate_batchnorm, total_channels
 from metasearch.quantize import QuantizedNetwork, quantize
@@ -147,6 +148,8 @@ class _Run:
         self.model = build_network(
             self.spec, input_shape=self.task.input_shape, classes=self.task.classes, seed=self.seed
         ).to(self.device)
+        if c.quantize != "none" and c.family not in FAMILIES:
+            require_int8(self._deployable())  # before a network of the user's is trained that int8 cannot take
         self.generator = torch.Generator().manual_seed(self.seed)
         self.distill_epochs = c.epochs if c.prunes else c.epochs + c.fine_tune_epochs
 
@@ -160,7 +163,8 @@ class _Run:
             wanted = round(self.configuration.width(epoch / last))
             if wanted >= width:
                 return model
-            model, width = narrow(model, width=wanted, present_width=width), wanted
+            shape = self.task.input_shape
+            model, width = narrow(model, width=wanted, present_width=width, input_shape=shape), wanted
             recalibrate_batchnorm(model, self.task)
             return model
 
@@ -170,7 +174,7 @@ class _Run:
     def prune_and_fine_tune(self) -> Iterator[EpochReport]:
         """Remove channels by schedule while training on under the same loss."""
         c = self.configuration
-        before = total_channels(self.model)
+        before = total_channels(self.model, self.task.input_shape)
         epochs = c.fine_tune_epochs
 
         def pruned(model: nn.Module, epoch: int) -> nn.Module:
@@ -188,16 +192,17 @@ class _Run:
         else:
             scale = c.fine_tune_scale
             yield from self._train("fine_tune", lambda p: scale * c.learning_rate(p), epochs, pruned)
-        after = total_channels(self.model)
+        after = total_channels(self.model, self.task.input_shape)
         check_removed(before, after, ratio=c.pruning_ratio.bounds()[1])
         self.details["channels_removed"] = 1 - after / before
 
-    def deploy(self) -> LoweredNetwork | QuantizedNetwork:
+    def deploy(self) -> LoweredNetwork | QuantizedNetwork | ModuleNetwork:
         """Fold and, where asked for, quantize the network; what comes out is what runs on the device."""
         started = time.perf_counter()
-        lowered = lower(self.model, normalisation=self.task.normalisation, input_shape=self.task.input_shape)
+        network = self._deployable()
         if self.configuration.quantize == "none":
-            return lowered
+            return network
+        lowered = require_int8(network)
         stride = max(1, len(self.task.train) // CALIBRATION_INPUTS)
         quantized = quantize(lowered, self.task.train.inputs[::stride])
         metrics = {"model_bytes": quantized.stored_bytes, "float_bytes": lowered.stored_bytes}
@@ -205,7 +210,7 @@ class _Run:
         return quantized
 
     def measure(
-        self, deployed: LoweredNetwork | QuantizedNetwork, *, read_test: bool
+        self, deployed: LoweredNetwork | QuantizedNetwork | ModuleNetwork, *, read_test: bool
     ) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the metrics of the deployed network, and the details of the run."""
         validation = self.task.validation
@@ -266,6 +271,9 @@ class _Run:
             self.curve.append(replace(epoch, epoch=done + epoch.epoch, epochs=c.epochs + c.fine_tune_epochs))
             yield self.curve[-1]
         self.stages.append(StageResult(stage, time.perf_counter() - started, self._network_metrics(self.model)))
+
+    def _deployable(self) -> LoweredNetwork | ModuleNetwork:
+        return deployable(self.model, normalisation=self.task.normalisation, input_shape=self.task.input_shape)
 
     def _training_data(self) -> TrainingData:
         task, augmented = self.task, self.configuration.augment and bool(self.task.augmentation)

@@ -13,7 +13,7 @@ import torch
 
 from metasearch.export import onnx_tensor_bytes
 from metasearch.models import NetworkSpec
-from metasearch.models.lowered import lower
+from metasearch.models.module_network import deployable, require_int8
 from metasearch.models.weights import load_weights
 from metasearch.pipeline import CALIBRATION_INPUTS, ONNX_FILE, WEIGHTS_FILE, run_pipeline
 from metasearch.quantize import quantize
@@ -21,7 +21,13 @@ from metasearch.records import Config
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import teacher_for
 
-QUICK: Config = {"epochs": 3, "fine_tune_epochs": 1, "batch_size": 64, "learning_rate.kind": "one_cycle"}
+QUICK: Config = {
+    "epochs": 3,
+    "fine_tune_epochs": 1,
+    "batch_size": 64,
+    "learning_rate.kind": "one_cycle",
+    "learning_rate.peak": 0.01,
+}
 CONFIGURATIONS: list[Config] = [
     {"student.width": 4, "student.depth": 2, "learning_rate.peak": 0.02},
     {"student.width": 12, "student.depth": 5, "learning_rate.peak": 0.01, "pruning_ratio": 0.5},
@@ -35,6 +41,19 @@ CONFIGURATIONS: list[Config] = [
         "learning_rate.peak": 0.01,
         "pruning_ratio.kind": "cubic",
         "pruning_ratio.final": 0.2,
+    },
+    {"student.width": 4, "student.family": "resnet", "student.depth": 2, "learning_rate.peak": 0.02},
+    {"student.width": 6, "student.family": "resnet", "student.depth": 3, "pruning_ratio": 0.5},
+    {"student.width": 4, "student.family": "resnet", "student.depth": 1, "pruning_ratio": 0.3, "quantize": "none"},
+    {"student.width": 8, "student.family": "mobilenet", "student.depth": 3, "learning_rate.peak": 0.02},
+    {"student.width": 12, "student.family": "mobilenet", "student.depth": 4, "pruning_ratio": 0.5},
+    {"student.width": 8, "student.family": "mobilenet", "student.depth": 2, "quantize": "none"},
+    {
+        "student.width": 4,
+        "student.family": "tests.user_networks:smooth",
+        "student.depth": 1,
+        "pruning_ratio": 0.4,
+        "quantize": "none",
     },
 ]
 IN_A_FRESH_PROCESS = """
@@ -79,9 +98,9 @@ def _run_fresh(onnx_file: Path, inputs: np.ndarray, folder: Path) -> np.ndarray:
 
 def _deployed_logits(weights: Path, task: Task, *, quantized: bool) -> np.ndarray:
     """Build the trial's deployed network again from its weights, as the pipeline does."""
-    network = lower(load_weights(weights), normalisation=task.normalisation, input_shape=task.input_shape)
+    network = deployable(load_weights(weights), normalisation=task.normalisation, input_shape=task.input_shape)
     with torch.inference_mode():
         if not quantized:
             return network(task.validation.inputs).numpy()
         calibration = task.train.inputs[:: max(1, len(task.train) // CALIBRATION_INPUTS)]
-        return quantize(network, calibration)(task.validation.inputs).numpy()
+        return quantize(require_int8(network), calibration)(task.validation.inputs).numpy()
