@@ -12,12 +12,15 @@ parameters may be searched. What the kinds mean for each hyperparameter:
     pruning_ratio   evaluated at every epoch start of the fine-tuning, with p = 1 at the last, as the share of channels
                     removed since the end of the distillation: `constant` prunes at once, `cubic` and `linear` step
                     by step; a smaller value than before removes nothing
+    sparsity        likewise, as the share of single weights set to zero; a smaller value restores none
 
 The shapes, over progress from left to right:
 
     constant  ----------    linear  --__        cosine  --.         one_cycle   .--.       cubic     .------
                                         --__               `.                  /    `.             /
                                                              `-.              /       `--        _/
+
+    hypergradient, of the learning rate alone: starts at `start`, then goes where training takes it   -./`-._
 """
 
 from __future__ import annotations
@@ -67,6 +70,14 @@ def cubic(progress: float, *, final: float, initial: float = 0.0, begin: float =
     return final + (initial - final) * (1 - done) ** 3
 
 
+def hypergradient(progress: float, *, start: float, beta: float = 0.02) -> float:
+    """Return `start`, the value before training adapts it: metasearch.hypergradient, Baydin et al. (2018).
+
+    beta: in (0, 1), the largest relative change in one step.
+    """
+    return start
+
+
 PolicyFunction = Callable[..., float]
 KINDS: dict[str, PolicyFunction] = {
     "constant": constant,
@@ -74,6 +85,7 @@ KINDS: dict[str, PolicyFunction] = {
     "cosine": cosine,
     "one_cycle": one_cycle,
     "cubic": cubic,
+    "hypergradient": hypergradient,
 }
 
 

@@ -1,25 +1,61 @@
-"""The training loop: epochs over one split, with a loss and policies, yielding after every epoch.
+"""The training loop: epochs over one split, with an objective and policies, yielding after every epoch.
 
 Symbols: N examples, B batch, C classes, V augmented views, p progress in [0, 1] over all optimizer steps of the call.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metasearch.errors import InputError, TrialFailure
+from metasearch.hypergradient import Hypergradient
 from metasearch.measure import accuracy, count_macs, predict
 from metasearch.records import EpochReport
 from metasearch.tasks import Task
-from metasearch.tasks.augment import apply_choices, view_choices
+from metasearch.tasks.augment import Choices, apply_choices, view_choices
 
-Loss = Callable[..., Tensor]
-"""loss(student_logits (B, C), teacher_logits (B, C), labels (B,), *, temperature: float) -> scalar."""
+Teaching = Mapping[str, Tensor]
+"""What the teacher says of a batch, by name: `logits` (B, C), and the features that an objective asks for."""
+
+
+class Objective(Protocol):
+    """What training makes small."""
+
+    def attach(self, model: nn.Module) -> list[nn.Parameter]:
+        """Get ready for a network, new or reshaped; return parameters of the objective's own to train beside it."""
+
+    def __call__(
+        self, model: nn.Module, inputs: Tensor, teaching: Teaching, labels: Tensor, *, temperature: float
+    ) -> Tensor:
+        """Run the model on network inputs (B, ...); return the mean loss over the batch, a scalar."""
+
+
+@dataclass(frozen=True)
+class OfLogits:
+    """The objective of a loss that needs nothing but logits.
+
+    loss(student_logits (B, C), teacher_logits (B, C), labels (B,), *, temperature) -> scalar.
+    """
+
+    loss: Callable[..., Tensor]
+
+    def attach(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return no parameters."""
+        return []
+
+    def __call__(
+        self, model: nn.Module, inputs: Tensor, teaching: Teaching, labels: Tensor, *, temperature: float
+    ) -> Tensor:
+        """Return the loss of the model's logits."""
+        return self.loss(model(inputs), teaching["logits"], labels, temperature=temperature)
+
 
 OPTIMIZERS = ("sgd", "adamw")
 CHANNELS_TOGETHER = 8
@@ -27,17 +63,17 @@ CHANNELS_TOGETHER = 8
 
 @dataclass(frozen=True)
 class TrainingData:
-    """One split on its device, with the teacher's logits for each view of it.
+    """Examples on their device, with what the teacher says of each view of them.
 
-    inputs: (N, ...) at rest. teacher_logits: (V, N, C) float32; epoch e uses entry e modulo V. augmented: whether that
-    entry is a view of `task.augmentation` (its random choices depend on `seed` and the entry alone, so that they can
-    be replayed for the student) rather than the plain inputs.
+    inputs: (N, ...) at rest. labels: (N,). teaching: (V, N, ...) each; epoch e uses entry e modulo V. augmented:
+    whether that entry is a view of `task.augmentation` (its random choices depend on `seed` and the entry alone, so
+    that they can be replayed for the student) rather than the plain inputs.
     """
 
     task: Task
     inputs: Tensor
     labels: Tensor
-    teacher_logits: Tensor
+    teaching: Teaching
     augmented: bool = False
     seed: int = 0
 
@@ -45,26 +81,36 @@ class TrainingData:
     def without_teacher(cls, task: Task, *, device: torch.device, views: int = 0, seed: int = 0) -> TrainingData:
         """Return the train split on `device`, zeros for logits, augmented with `views` different views if any."""
         zeros = torch.zeros(1, 1, 1, device=device).expand(max(views, 1), len(task.train), task.classes)
-        return cls(task, task.train.inputs.to(device), task.train.labels.to(device), zeros, views > 0, seed)
+        inputs, labels = task.train.inputs.to(device), task.train.labels.to(device)
+        return cls(task, inputs, labels, {"logits": zeros}, views > 0, seed)
 
-    def epoch(self, epoch: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Return, for a 0-based epoch, a function from indices (B,) to network inputs, and the logits (N, C)."""
-        view = epoch % len(self.teacher_logits)
+    def epoch(self, epoch: int) -> Callable[[Tensor], tuple[Tensor, Teaching]]:
+        """Return, for a 0-based epoch, a function from indices (B,) to network inputs and the teaching on them."""
+        view = epoch % len(self.teaching["logits"])
+        taught = {name: values[view] for name, values in self.teaching.items()}
         normalise = self.task.normalisation
-        if not self.augmented:
-            return lambda indices: normalise(self.inputs[indices]), self.teacher_logits[view]
-        choices = view_choices(self.task.augmentation, count=len(self.labels), view=view, seed=self.seed)
-        choices = choices.to(self.inputs.device)
-        return lambda indices: normalise(apply_choices(self.inputs[indices], choices[indices])), self.teacher_logits[
-            view
-        ]
+        choices: Choices | None = None
+        if self.augmented:
+            drawn = view_choices(self.task.augmentation, count=len(self.labels), view=view, seed=self.seed)
+            choices = drawn.to(self.inputs.device)
+
+        def batch(indices: Tensor) -> tuple[Tensor, Teaching]:
+            inputs = self.inputs[indices]
+            if choices is not None:
+                inputs = apply_choices(inputs, choices[indices])
+            return normalise(inputs), {name: values[indices] for name, values in taught.items()}
+
+        return batch
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a network is trained: policies (functions of progress), and the plain settings beside them."""
+    """How a network is trained: policies (functions of progress), and the plain settings beside them.
 
-    learning_rate: Callable[[float], float]
+    learning_rate: a function of progress, or the rate that adapts as it goes.
+    """
+
+    learning_rate: Callable[[float], float] | Hypergradient
     temperature: Callable[[float], float]
     epochs: int
     batch_size: int
@@ -76,11 +122,14 @@ class Schedule:
         if self.optimizer not in OPTIMIZERS:
             raise InputError("optimizer", f"must be one of {', '.join(OPTIMIZERS)}", self.optimizer)
 
-    def new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a fresh optimizer; biases and normalisation parameters (one dimension) are not decayed."""
+    def new_optimizer(self, model: nn.Module, beside: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
+        """Return a fresh optimizer of the model and the parameters beside it.
+
+        Biases and normalisation parameters (one dimension) are not decayed, nor is what stands beside the model.
+        """
         groups = [
             {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [*(p for p in model.parameters() if p.ndim <= 1), *beside], "weight_decay": 0.0},
         ]
         # The rate is set before every step; fused=True is one kernel call a step instead of several a tensor.
         if self.optimizer == "sgd":
@@ -92,50 +141,56 @@ def train(
     model: nn.Module,
     data: TrainingData,
     *,
-    loss: Loss,
+    objective: Objective,
     schedule: Schedule,
     generator: torch.Generator,
     stage: str,
     reshape: Callable[[nn.Module, int], nn.Module] | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
 ) -> Iterator[tuple[nn.Module, EpochReport]]:
     """Train `model` in place, yielding it with a report after every epoch.
 
     reshape(model, epoch) may return another network (narrowed or pruned) at the start of the 0-based epoch; it then
-    gets a fresh optimizer. generator: draws the order of examples (on the CPU). Incomplete last batches are dropped
-    where a full one exists. Raises TrialFailure("diverged") at the end of an epoch whose loss is not finite.
+    gets a fresh optimizer. after_step: called after every optimizer step, to hold weights where they belong. generator:
+    draws the order of examples (on the CPU). Incomplete last batches are dropped where a full one exists.
+    Raises TrialFailure("diverged") at the end of an epoch whose loss is not finite.
     """
     device = data.inputs.device
     count = len(data.labels)
     batch_size = min(schedule.batch_size, count)
     steps = count // batch_size
-    model = laid_out(model)
-    optimizer = schedule.new_optimizer(model)
-    macs = count_macs(model, data.task.input_shape)
+    rate = schedule.learning_rate
+    optimizer: torch.optim.Optimizer | None = None
+    macs = 0
     for epoch in range(schedule.epochs):
         started = time.perf_counter()
-        if reshape is not None and (new := reshape(model, epoch)) is not model:
-            model, optimizer = laid_out(new), schedule.new_optimizer(new)
+        new = model if reshape is None else reshape(model, epoch)
+        if optimizer is None or new is not model:
+            model = laid_out(new)
+            optimizer = schedule.new_optimizer(model, objective.attach(model))
             macs = count_macs(model, data.task.input_shape)
         model.train()
-        inputs_at, teacher_logits = data.epoch(epoch)
+        batch_at = data.epoch(epoch)
         order = torch.randperm(count, generator=generator).to(device)
         total = torch.zeros((), device=device)
         learning_rate = temperature = 0.0
         for step in range(steps):
             progress = (epoch * steps + step) / (schedule.epochs * steps)
-            learning_rate, temperature = schedule.learning_rate(progress), schedule.temperature(progress)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+            temperature = schedule.temperature(progress)
             indices = order[step * batch_size : (step + 1) * batch_size]
-            value = loss(
-                model(inputs_at(indices)), teacher_logits[indices], data.labels[indices], temperature=temperature
-            )
+            inputs, teaching = batch_at(indices)
+            value = objective(model, inputs, teaching, data.labels[indices], temperature=temperature)
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            learning_rate = rate.adapted(model) if isinstance(rate, Hypergradient) else rate(progress)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
             optimizer.step()
+            if after_step is not None:
+                after_step(model)
             total += value.detach()
         mean_loss = float(total) / steps
-        if mean_loss != mean_loss or abs(mean_loss) == float("inf"):
+        if not math.isfinite(mean_loss):
             raise TrialFailure("diverged", f"loss {mean_loss} in epoch {epoch + 1} of {stage}")
         yield (
             model,

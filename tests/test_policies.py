@@ -112,7 +112,11 @@ def test_one_cycle_reaches_its_peak_at_the_end_of_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("kind", "parameters", "message"),
     [
-        ("cosin", {"start": 1.0}, "lr.kind: must be one of constant, linear, cosine, one_cycle, cubic, got 'cosin'"),
+        (
+            "cosin",
+            {"start": 1.0},
+            "lr.kind: must be one of constant, linear, cosine, one_cycle, cubic, hypergradient, got 'cosin'",
+        ),
         ("linear", {"start": 1.0}, "lr.end: is required by kind linear"),
         ("constant", {}, "lr.value: is required by kind constant"),
         ("constant", {"value": 1.0, "peak": 2.0}, "lr.peak: is no parameter of kind constant, got 2.0"),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -16,7 +16,7 @@ from metasearch.policies import Policy
 from metasearch.records import EpochReport
 from metasearch.tasks.augment import apply_choices, view_choices
 from metasearch.tasks.task import Augmentation, Task
-from metasearch.training import Loss, Schedule, TrainingData, laid_out, train, validation_accuracy
+from metasearch.training import OfLogits, Schedule, TrainingData, laid_out, train, validation_accuracy
 from tests.synthetic import synthetic_task
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def trained(
     task: Task,
     *,
     schedule: Schedule | None = None,
-    loss: Loss = cross_entropy,
+    loss: Callable[..., Tensor] = cross_entropy,
     data: TrainingData | None = None,
     seed: int = 0,
     reshape: Callable[[nn.Module, int], nn.Module] | None = None,
@@ -55,7 +55,7 @@ def trained(
     for latest, report in train(
         model,
         data or TrainingData.without_teacher(task, device=CPU),
-        loss=loss,
+        objective=OfLogits(loss),
         schedule=schedule or schedule_of(),
         generator=torch.Generator().manual_seed(seed),
         stage="distill",
@@ -170,9 +170,9 @@ def test_a_reshaped_network_is_trained_by_a_fresh_optimizer(monkeypatch: pytest.
     made: list[nn.Module] = []
     new_optimizer = Schedule.new_optimizer
 
-    def spied(self: Schedule, model: nn.Module) -> torch.optim.Optimizer:
+    def spied(self: Schedule, model: nn.Module, beside: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
         made.append(model)
-        return new_optimizer(self, model)
+        return new_optimizer(self, model, beside)
 
     monkeypatch.setattr(Schedule, "new_optimizer", spied)
     before: list[Tensor] = []
@@ -275,7 +275,7 @@ def test_the_teacher_has_seen_the_very_view_that_the_student_sees(augmentation: 
             for view in range(views)
         ]
     )
-    data = TrainingData(task, task.train.inputs, task.train.labels, logits, augmented=True, seed=seed)
+    data = TrainingData(task, task.train.inputs, task.train.labels, {"logits": logits}, augmented=True, seed=seed)
     compared = 0
     seen: list[Tensor] = []
 
@@ -291,7 +291,7 @@ def test_the_teacher_has_seen_the_very_view_that_the_student_sees(augmentation: 
         train(
             echo,
             data,
-            loss=loss,
+            objective=OfLogits(loss),
             schedule=schedule_of(epochs=4, batch_size=40),
             generator=torch.Generator().manual_seed(0),
             stage="distill",
@@ -307,17 +307,16 @@ def test_the_teacher_has_seen_the_very_view_that_the_student_sees(augmentation: 
 def test_without_augmentation_the_student_sees_the_inputs_as_they_are() -> None:
     task = synthetic_task(augmentation=Augmentation(2, True))
     logits = fingerprint_logits(task.normalisation(task.train.inputs))[None]
-    data = TrainingData(task, task.train.inputs, task.train.labels, logits)
-    inputs_at, teacher_logits = data.epoch(7)
-    indices = torch.tensor([5, 0, 119])
-    torch.testing.assert_close(fingerprint_logits(inputs_at(indices)), teacher_logits[indices])
+    data = TrainingData(task, task.train.inputs, task.train.labels, {"logits": logits})
+    inputs, teaching = data.epoch(7)(torch.tensor([5, 0, 119]))
+    torch.testing.assert_close(fingerprint_logits(inputs), teaching["logits"])
 
 
 def test_without_a_teacher_the_logits_are_zeros_that_take_no_memory() -> None:
     task = synthetic_task(augmentation=Augmentation(1))
     data = TrainingData.without_teacher(task, device=CPU, views=1000)
-    assert data.teacher_logits.shape == (1000, 120, 3)
-    assert data.teacher_logits.untyped_storage().nbytes() == 4
+    assert data.teaching["logits"].shape == (1000, 120, 3)
+    assert data.teaching["logits"].untyped_storage().nbytes() == 4
     assert data.augmented
     assert not TrainingData.without_teacher(task, device=CPU).augmented
 

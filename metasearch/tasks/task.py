@@ -15,6 +15,9 @@ from torch import Tensor
 
 from metasearch.errors import InputError
 
+UNLABELLED = -1
+"""The label of an example that has none: the cross-entropy leaves it out, the teacher's part of a loss does not."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -128,3 +131,11 @@ class Task:
     def input_bytes(self) -> int:
         """Bytes of one input at rest."""
         return math.prod(self.input_shape) * self.train.inputs.element_size()
+
+    @property
+    def taught(self) -> Split:
+        """What a student learns from a teacher: the train split, then the unlabelled inputs."""
+        if self.unlabelled is None:
+            return self.train
+        labels = torch.full((len(self.unlabelled),), UNLABELLED)
+        return Split(torch.cat([self.train.inputs, self.unlabelled]), torch.cat([self.train.labels, labels]))

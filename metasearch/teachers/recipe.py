@@ -13,7 +13,7 @@ from metasearch.policies import Policy
 from metasearch.records import EpochReport
 from metasearch.tasks import Task
 from metasearch.teachers.networks import build_teacher
-from metasearch.training import Schedule, TrainingData, train
+from metasearch.training import OfLogits, Schedule, TrainingData, train
 
 RECIPE = 1
 """Raised whenever the training below changes, so that cached teachers of the old recipe are not taken for new ones."""
@@ -48,7 +48,8 @@ def train_teacher(
     model = build_teacher(str(network), input_shape=task.input_shape, classes=task.classes, seed=seed).to(device)
     data = TrainingData.without_teacher(task, device=device, views=epochs if task.augmentation else 0, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    for _, report in train(model, data, loss=_cross_entropy, schedule=schedule, generator=generator, stage="teacher"):
+    objective = OfLogits(_cross_entropy)
+    for _, report in train(model, data, objective=objective, schedule=schedule, generator=generator, stage="teacher"):
         if progress is not None:
             progress(report)
     return model.eval()
