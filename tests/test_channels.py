@@ -61,7 +61,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         (3, 12, 9),
     ),
     "resnet": (
-        build_network(NetworkSpec("resnet", width=3, depth=4), input_shape=(3, 12, 9), classes=4, seed=3),
+        build_network(NetworkSpec("resnet", width=3, depth=7), input_shape=(3, 12, 9), classes=4, seed=3),
         (3, 12, 9),
     ),
     "mobilenet": (
@@ -190,7 +190,7 @@ def test_groups_name_who_makes_scales_and_reads_their_channels() -> None:
 
 
 def test_values_that_are_added_have_one_group_with_all_their_producers() -> None:
-    model = build_network(NetworkSpec("resnet", width=2, depth=2), input_shape=(1, 8, 8), classes=3, seed=0)
+    model = build_network(NetworkSpec("resnet", width=2, depth=4), input_shape=(1, 8, 8), classes=3, seed=0)
     groups = channel_groups(model)
     assert [(g.size, g.producers, g.consumers) for g in groups] == [
         (2, {"0": ["1"], "3.body.3": ["3.body.4"]}, ["3.body.0", "4.body.0", "4.shortcut.0"]),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,6 +26,11 @@ def batch() -> Tensor:
     return torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
+def one_batch(model: nn.Module) -> Iterator[None]:
+    gradients(model)
+    yield
+
+
 def gradients(model: nn.Module) -> None:
     nn.functional.cross_entropy(model(batch()), torch.arange(6) % 3).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
@@ -39,7 +45,7 @@ def test_a_network_that_is_not_ours_loses_the_ratio_of_its_channels_for_each_imp
     with pytest.raises(TypeError, match="known"):
         channel_groups(model)
     before = total_channels(model, SHAPE)
-    options = {"importance": importance, "gradients": gradients}
+    options = {"importance": importance, "gradients": one_batch}
     pruned = prune_to_ratio(model, ratio=ratio, original=before, input_shape=SHAPE, **options)  # type: ignore[arg-type]  # mypy joins the values
     assert total_channels(pruned, SHAPE) == before - math.ceil(ratio * before)
     assert count_macs(pruned, SHAPE) < count_macs(model, SHAPE)
@@ -128,6 +134,32 @@ def test_importances_have_a_mean_of_one(importance: str) -> None:
         values = foreign_importance(group, importance)
         assert values.shape == (group.size,)
         assert float(values.mean()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_frozen_layer_of_a_network_that_is_not_ours_counts_nothing_for_taylor() -> None:
+    model, trained = network("smooth"), network("smooth")
+    frozen = model.get_submodule("first.0")
+    frozen.requires_grad_(False)
+    for each in (model, trained):
+        gradients(each)
+    nn.init.zeros_(trained.get_submodule("first.0").weight.grad)  # type: ignore[arg-type]  # it has a gradient
+    nn.init.zeros_(trained.get_submodule("first.0").bias.grad)  # type: ignore[arg-type]
+    values, wanted = (
+        [foreign_importance(group, "taylor") for group in foreign_groups(each, SHAPE)] for each in (model, trained)
+    )
+    torch.testing.assert_close(values, wanted)
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "taylor"])
+def test_a_group_without_a_measure_is_unprunable(importance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("smooth")
+    gradients(model)
+    group = foreign_groups(model, SHAPE)[0]
+    monkeypatch.setattr("torch_pruning.pruner.importance.GroupMagnitudeImportance.__call__", lambda *_: None)
+    monkeypatch.setattr("torch_pruning.pruner.importance.GroupTaylorImportance.__call__", lambda *_: None)
+    with pytest.raises(TrialFailure, match=rf"^unprunable: torch-pruning has no {importance} of layer \w"):
+        foreign_importance(group, importance)
 
 
 def test_taylor_without_gradients_is_refused() -> None:

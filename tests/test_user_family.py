@@ -35,6 +35,7 @@ def test_a_function_of_the_user_builds_the_network_from_its_seed(name: str) -> N
         ("wrong_logits", "wrong_logits must map inputs (2, 1, 8, 8) to logits (2, 3), got (2, 8)"),
         ("wrong_input", "the network of tests.user_networks:wrong_input must take inputs (2, 1, 8, 8): "),
         ("needs_more", "needs_more may require only width, depth, input_shape, classes, got 'dropout'"),
+        ("raising", "tests.user_networks:raising fails (RuntimeError: no network of width 4)"),
         ("no_depth", "tests.user_networks:no_depth must accept the keyword depth, got 'width'"),
     ],
 )

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from metasearch.errors import InputError, NotFoundError
 from metasearch.models import NetworkSpec, build_network
 from metasearch.models.channels import channel_groups, keep_channels
-from metasearch.models.weights import load_weights, save_weights
+from metasearch.models.weights import load_weights, save_weights, write_tensors
 from metasearch.prune import prune_to_ratio, total_channels
 from tests.synthetic import synthetic_task
 
@@ -83,7 +83,7 @@ def test_a_user_network_survives_its_file(name: str, ratio: float, tmp_path: Pat
     model = prune_to_ratio(model, ratio=ratio, original=before, input_shape=TASK.input_shape).eval()
     assert total_channels(model, TASK.input_shape) == before - math.ceil(ratio * before)
     save_weights(model, tmp_path / "w", spec=spec, task=TASK)
-    loaded = load_weights(tmp_path / "w")
+    loaded = load_weights(tmp_path / "w", family=spec.family)
     inputs = TASK.normalisation(TASK.validation.inputs)
     assert torch.equal(loaded(inputs), model(inputs))
     assert str(loaded) == str(model)
@@ -115,15 +115,37 @@ def test_tensors_of_a_user_network_that_do_not_fit_each_other_are_refused(tmp_pa
     assert "its tensors must fit the network of its description" in refusal_of(path)
 
 
+@pytest.mark.parametrize("family", [None, "tests.user_networks:smooth"])
+def test_a_file_runs_no_code_that_the_caller_did_not_name(
+    family: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, spec = tmp_path / "w", NetworkSpec("convnet", width=2, depth=1)
+    save_weights(network(spec), path, spec=spec, task=TASK)
+    tensors, described = read(path)
+    (tmp_path / "a_strangers_module.py").write_text("raise SystemExit('code of a stranger')")
+    monkeypatch.syspath_prepend(tmp_path)
+    described["spec"] = "a_strangers_module:build:width=2,depth=1"
+    save_file(tensors, path, metadata={"network": json.dumps(described)})
+    assert "needs load_weights(path, family=...)" in refusal_of(path, family=family)
+
+
+def test_tensors_that_share_memory_are_written_one_by_one(tmp_path: Path) -> None:
+    values = torch.arange(12.0)
+    tensors = {"whole": values, "again": values.reshape(3, 4), "part": values[2:5]}
+    write_tensors(tensors, tmp_path / "w", metadata={})
+    found = load_file(tmp_path / "w")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(NotFoundError, match="no such weights file"):
             load_weights(path)
 
 
-def refusal_of(path: Path) -> str:
+def refusal_of(path: Path, *, family: str | None = "tests.user_networks:smooth") -> str:
     with pytest.raises(InputError) as refusal:
-        load_weights(path)
+        load_weights(path, family=family)
     message = str(refusal.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message

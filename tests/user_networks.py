@@ -73,6 +73,12 @@ def adds_to_input(width: int, depth: int, input_shape: tuple[int, ...], classes:
     return AddsToInput(math.prod(input_shape), width * depth, classes)
 
 
+def in_eights(width: int, depth: int, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Only for widths that are a multiple of 8."""
+    layers = [nn.Conv2d(input_shape[0], width, 3), nn.GroupNorm(8, width), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, classes))
+
+
 class FixedView(Smooth):
     """Writes its width into its forward pass, so that nothing can be removed."""
 
@@ -104,6 +110,10 @@ def wrong_input(width: int, depth: int) -> nn.Module:
 
 def needs_more(width: int, depth: int, dropout: float) -> nn.Module:
     return nn.Dropout(dropout)
+
+
+def raising(width: int, depth: int) -> nn.Module:
+    raise RuntimeError(f"no network of width {width}\nand so on")
 
 
 def no_depth(width: int) -> nn.Module:

@@ -8,7 +8,8 @@ in channels.py: groups, the importance of each of their channels, and a smaller 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metasearch.errors import TrialFailure
+from metasearch.functions import first_line
 from metasearch.measure import eval_mode
 
 UNPRUNABLE = "unprunable"
@@ -68,7 +70,7 @@ def foreign_groups(model: nn.Module, input_shape: tuple[int, ...]) -> list[Forei
             groups = list(graph.get_all_groups())
         except Exception as error:  # whatever it raises on a network that it was not made for
             raise TrialFailure(
-                UNPRUNABLE, f"torch-pruning cannot follow {type(model).__name__}: {_line(error)}"
+                UNPRUNABLE, f"torch-pruning cannot follow {type(model).__name__}: {first_line(error)}"
             ) from error
     return [
         ForeignGroup(graph, group, channels)
@@ -82,22 +84,48 @@ def foreign_importance(group: ForeignGroup, importance: str) -> Tensor:
     """Return the importance of each channel, (size,), float32, with mean 1 (or all 0).
 
     importance: l1, l2 or taylor (torch-pruning's own, which also look at the layers that read a channel), or bn_scale
-    (1 where there is no BatchNorm). Raises ValueError for taylor without gradients.
+    (1 where there is no BatchNorm). Raises ValueError for taylor without gradients, TrialFailure("unprunable") naming
+    the layer of a group that torch-pruning has no measure for.
     """
     from torch_pruning.pruner import importance as measures
 
+    if importance == "taylor":
+        require_gradients(group.graph.model)
     try:
         if importance == "bn_scale":
             values = _batchnorm_scales(group.group)
         elif importance == "taylor":
-            values = measures.GroupTaylorImportance(normalizer=None)(group.group)
+            with _gradients_everywhere(group.graph.model):
+                values = measures.GroupTaylorImportance(normalizer=None)(group.group)
         else:
             values = measures.GroupMagnitudeImportance(p=int(importance[1:]), normalizer=None)(group.group)
-    except AttributeError as error:  # it reads the data of a gradient that is None
-        raise ValueError("taylor needs the gradients of a loss in the network's parameters") from error
+        if values is None:
+            raise TypeError("no layer of its group has a measure")
+    except Exception as error:  # whatever it raises on a layer that it was not made for
+        place = f"layer {group.group[0].dep.target.name}"
+        raise TrialFailure(UNPRUNABLE, f"torch-pruning has no {importance} of {place}: {first_line(error)}") from error
     values = values.detach().float().cpu()
     total = torch.stack([values[together].mean() for together in group.channels])
     return total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Raise ValueError if no parameter of the network has a gradient."""
+    if all(parameter.grad is None for parameter in model.parameters()):
+        raise ValueError("taylor needs the gradients of a loss in the network's parameters")
+
+
+@contextmanager
+def _gradients_everywhere(model: nn.Module) -> Iterator[None]:
+    """Give frozen parameters gradients of 0 inside the block: torch-pruning reads that of every layer."""
+    frozen = [parameter for parameter in model.parameters() if parameter.grad is None]
+    for parameter in frozen:
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.grad = None
 
 
 def _batchnorm_scales(group: Any) -> Tensor:
@@ -134,7 +162,7 @@ def keep_foreign_channels(model: nn.Module, keep: Sequence[Tensor], *, input_sha
                 group._DG.get_pruning_group(layer, dependency.handler, sorted(channels)).prune(record_history=False)
         except Exception as error:  # whatever it raises on a layer that it was not made for
             place = f"layer {names[layer]} ({type(layer).__name__})"
-            raise TrialFailure(UNPRUNABLE, f"torch-pruning cannot cut {place}: {_line(error)}") from error
+            raise TrialFailure(UNPRUNABLE, f"torch-pruning cannot cut {place}: {first_line(error)}") from error
     _require_fit(smaller, input_shape)
     return smaller
 
@@ -188,12 +216,8 @@ def _require_fit(model: nn.Module, input_shape: tuple[int, ...]) -> None:
         layer = model.get_submodule(entered[-1])
         place = f"layer {entered[-1]} ({type(layer).__name__})"
         raise TrialFailure(
-            UNPRUNABLE, f"after torch-pruning the network fails at or behind {place}: {_line(error)}"
+            UNPRUNABLE, f"after torch-pruning the network fails at or behind {place}: {first_line(error)}"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

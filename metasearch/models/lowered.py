@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from metasearch.functions import first_line
 from metasearch.models.packing import stored_weights
 from metasearch.tasks.task import Normalisation
 
@@ -217,8 +218,7 @@ def trace(network: nn.Module) -> fx.Graph:
     try:
         return fx.symbolic_trace(network).graph
     except Exception as error:  # whatever a forward pass raises when it asks a symbol for its value
-        reason = str(error).strip().split("\n")[0]
-        raise TypeError(f"{type(network).__name__} cannot be traced: {reason}") from error
+        raise TypeError(f"{type(network).__name__} cannot be traced: {first_line(error)}") from error
 
 
 def called_layer(node: fx.Node, network: nn.Module) -> tuple[nn.Module | type[Add], str]:

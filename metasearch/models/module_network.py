@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metasearch.errors import InputError
+from metasearch.functions import first_line
 from metasearch.models.lowered import Linear, LoweredNetwork, lower, normalisation_tensors
 from metasearch.tasks.task import Normalisation
 
@@ -119,7 +120,7 @@ def exported_module(network: ModuleNetwork, *, opset: int, ir_version: int) -> o
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            reason = first_line(error.__cause__ or error)
             raise InputError("student.family", f"torch.onnx.export cannot take the network: {reason}") from error
     model: onnx.ModelProto = program.model_proto
     model.ir_version = ir_version

@@ -30,13 +30,14 @@ class BasicBlock(nn.Module):
 def resnet(*, input_shape: tuple[int, ...], classes: int, width: int, depth: int) -> nn.Sequential:
     """Return a residual network.
 
-    After the stem, depth basic blocks of two convolutions lie in min(depth, 3) stages of width, 2 width and 4 width
-    channels; the first block of every later stage has stride 2. Global average pooling and a linear layer end it.
+    After the stem, ceil(depth / 2) basic blocks of two convolutions lie in up to three stages of width, 2 width and
+    4 width channels; the first block of every later stage has stride 2. Global average pooling and a linear layer end
+    it. That depth counts convolutions lets one searched depth serve convnet and this family alike.
     input_shape: (C, H, W), H and W of at least 8; larger images are reduced as `stem` says.
     """
     layers = stem(input_shape, width, family="resnet")
     channels = width
-    for stage, blocks in enumerate(blocks_per_stage(depth)):
+    for stage, blocks in enumerate(blocks_per_stage((depth + 1) // 2)):
         for block in range(blocks):
             layers.append(BasicBlock(channels, width << stage, stride=2 if stage > 0 and block == 0 else 1))
             channels = width << stage

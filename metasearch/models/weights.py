@@ -14,7 +14,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from metasearch.errors import InputError, NotFoundError
-from metasearch.models import NetworkSpec, build_network
+from metasearch.functions import first_line
+from metasearch.models import FAMILIES, NetworkSpec, build_network
 from metasearch.models.channels import channel_groups, keep_channels
 from metasearch.tasks import Task
 
@@ -48,9 +49,16 @@ def save_weights(model: nn.Module, path: Path, *, spec: NetworkSpec, task: Task)
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
     """Write a safetensors file, atomically: `path` holds the whole of it or what it held before.
 
-    Raises OSError if the file cannot be written.
+    Tensors that share memory, as tied weights do, are written one by one. Raises OSError if the file cannot be written.
     """
-    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata=metadata)
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
+        storages.add(storage)
+    content = save(apart, metadata=metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
@@ -59,11 +67,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[s
         temporary.unlink(missing_ok=True)
 
 
-def load_weights(path: Path) -> nn.Module:
+def load_weights(path: Path, *, family: str | None = None) -> nn.Module:
     """Return the network that `save_weights` wrote, in eval mode on the CPU.
 
-    Raises NotFoundError if there is no such file, InputError if it is damaged, not ours, or its tensors do not have the
-    shapes that its description asks for.
+    family: `package.module:build` of a network of the user's own. It is imported only where the caller names it: a
+    stranger's file could name any module.
+    Raises NotFoundError if there is no such file; InputError if it is damaged, not ours, of a family that was not
+    named, or its tensors do not have the shapes that its description asks for.
     """
     if not path.is_file():
         raise NotFoundError(f"{path}: no such weights file")
@@ -76,8 +86,12 @@ def load_weights(path: Path) -> nn.Module:
     shapes = (DESCRIBED | {CHANNELS}, DESCRIBED | {SIZES})
     if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} not in shapes:
         raise InputError(str(path), "must carry a description of its network in the metadata")
+    spec = NetworkSpec.parse(described["spec"], place=str(path))
+    if spec.family not in FAMILIES and spec.family != family:
+        rule = "is of a family that runs code of its own: needs load_weights(path, family=...) with its name"
+        raise InputError(str(path), rule, spec.family)
     model = build_network(
-        NetworkSpec.parse(described["spec"], place=str(path)),
+        spec,
         input_shape=tuple(described["input_shape"]),
         classes=described["classes"],
         seed=0,
@@ -159,5 +173,5 @@ def _require_run(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> 
         with torch.no_grad():
             model(torch.zeros(1, *input_shape))
     except RuntimeError as error:  # torch's shapes that do not fit
-        reason = str(error).split("\n")[0]
-        raise InputError(str(path), f"its tensors must fit the network of its description: {reason}") from error
+        rule = f"its tensors must fit the network of its description: {first_line(error)}"
+        raise InputError(str(path), rule) from error

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from metasearch.errors import InputError
+from metasearch.functions import first_line
 from metasearch.tasks.image_folder import Listing
 from metasearch.tasks.raw import Array, RawData, RawSplit
 
@@ -170,7 +171,7 @@ def _blocks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0].split(" '")[0] if str(error) else type(error).__name__
+    return first_line(error).split(" '")[0]
 
 
 def _shown(size: tuple[int, int]) -> str:

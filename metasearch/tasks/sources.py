@@ -7,15 +7,13 @@ them into `RawData`.
 from __future__ import annotations
 
 import difflib
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metasearch.errors import InputError, NotFoundError
+from metasearch.functions import import_function
 from metasearch.tasks.idx import read_idx
 from metasearch.tasks.image_files import read_images
 from metasearch.tasks.image_folder import list_images
@@ -73,24 +71,6 @@ def call_task_function(argument: str) -> Task:
     if not isinstance(task, Task):
         raise InputError(place, "must return a metasearch.tasks.Task", type(task).__name__)
     return task
-
-
-def import_function(text: str, *, place: str) -> Callable[..., Any]:
-    """Return what `package.module:function` names; modules of the working directory can be imported.
-
-    place: how errors name it. Raises NotFoundError where there is no such module or function.
-    """
-    module_name, _, function_name = text.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console script, unlike `python -m`, does not look there
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise NotFoundError(f"{place}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise NotFoundError(f"{place}: the module {module_name} has no function {function_name}")
-    return function  # type: ignore[no-any-return]  # whatever it returns, the caller checks
 
 
 def existing(text: str, data_root: Path) -> Path:

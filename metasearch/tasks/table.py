@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metasearch.errors import InputError
+from metasearch.functions import first_line
 from metasearch.tasks.raw import Array, RawData, raw_from_arrays
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _column_names(path: Path) -> list[str]:
                 encoding="utf-8-sig",
             )
         except (OSError, ValueError, EOFError, csv.Error) as error:  # pandas' own are ValueErrors
-            raise InputError(str(path), f"cannot be read as a table ({_first_line(error)})") from error
+            raise InputError(str(path), f"cannot be read as a table ({first_line(error)})") from error
         names = [str(name) for name in header.iloc[0]]
     for position, name in enumerate(names):
         if not name:
@@ -118,7 +119,7 @@ def _read_frame(path: Path, label: str) -> pd.DataFrame:
             encoding="utf-8-sig",
         )
     except (OSError, ValueError, EOFError, csv.Error) as error:
-        raise InputError(str(path), f"cannot be read as a table ({_first_line(error)})") from error
+        raise InputError(str(path), f"cannot be read as a table ({first_line(error)})") from error
     return frame
 
 
@@ -128,7 +129,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's own are among them
-        raise InputError(str(path), f"cannot be read as a Parquet table ({_first_line(error)})") from error
+        raise InputError(str(path), f"cannot be read as a Parquet table ({first_line(error)})") from error
     return frame.rename(columns=str)
 
 
@@ -189,7 +190,3 @@ def _refuse_missing(path: Path, series: pd.Series, name: str) -> None:
 
 def _at(series: pd.Series, position: int) -> str:
     return f"row={position + 1}, value={series.iloc[position]!s}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
