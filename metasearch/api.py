@@ -111,7 +111,15 @@ def run_configuration(
     chosen = resolve_device(device)
     knowledge = None
     if parsed.alpha > 0:
-        knowledge = teacher_for(loaded, teacher, seed=seed, device=chosen, views=parsed.augment, progress=report)
+        knowledge = teacher_for(
+            loaded,
+            teacher,
+            seed=seed,
+            device=chosen,
+            views=parsed.augment,
+            features=[parsed.loss],
+            progress=report,
+        )
     return run_pipeline(
         loaded, config, teacher=knowledge, seed=seed, device=chosen, report=report, save_to=save_to, read_test=True
     )

@@ -86,6 +86,14 @@ TeacherMean = Annotated[str, typer.Option(help="Of an ensemble: probabilities or
 TeacherLabelsOnly = Annotated[
     bool, typer.Option("--teacher-labels-only", help="Use only which class the teacher predicts.")
 ]
+TeacherFeatures = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Its feature maps and embedding, first to last: layers of a network, nodes of a .pt2 graph, values of an "
+        ".onnx graph; a ? lists them.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
 GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
@@ -110,6 +118,7 @@ def launch(
     teacher_normalisation: TeacherNormalisation = "task",
     teacher_mean: TeacherMean = "probabilities",
     teacher_labels_only: TeacherLabelsOnly = False,
+    teacher_features: TeacherFeatures = None,
     objective: Annotated[
         list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
     ] = None,
@@ -155,7 +164,9 @@ def launch(
         constraints=tuple(constraint or ()),
         sampler=sampler,
         seed=seed,
-        teacher=_teacher(teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only),
+        teacher=_teacher(
+            teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only, teacher_features
+        ),
         device=device,
         early_stopping=early_stopping,
         timeout_s=timeout_s,
@@ -194,6 +205,7 @@ def run(
     teacher_normalisation: TeacherNormalisation = "task",
     teacher_mean: TeacherMean = "probabilities",
     teacher_labels_only: TeacherLabelsOnly = False,
+    teacher_features: TeacherFeatures = None,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write weights and ONNX file there.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -219,7 +231,9 @@ def run(
     result = run_configuration(
         source,
         configurations[0],
-        teacher=_teacher(teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only),
+        teacher=_teacher(
+            teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only, teacher_features
+        ),
         device=device,
         seed=seed,
         save_to=to,
@@ -506,12 +520,22 @@ def _source(
 
 
 def _teacher(
-    texts: list[str] | None, weights: list[str] | None, normalisation: str, mean: str, labels_only: bool
+    texts: list[str] | None,
+    weights: list[str] | None,
+    normalisation: str,
+    mean: str,
+    labels_only: bool,
+    features: str | None,
 ) -> TeacherSource | None:
     from metasearch.teachers import teacher_from_flags
 
     return teacher_from_flags(
-        texts or (), weights=weights or (), normalisation=normalisation, mean=mean, labels_only=labels_only
+        texts or (),
+        weights=weights or (),
+        normalisation=normalisation,
+        mean=mean,
+        labels_only=labels_only,
+        features=features,
     )
 
 

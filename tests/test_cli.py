@@ -124,7 +124,10 @@ def test_the_flags_about_the_teacher_are_kept_with_the_study(metasearch: Run, ur
         "normalisation": "unit",
         "mean": "logits",
         "labels_only": True,
+        "features": [],
     }
+    _, out, _ = metasearch(*launch, "--teacher", "convnet:width=4,depth=2", "--teacher-features", "2, 8")
+    assert json.loads(out)["teacher"]["features"] == ["2", "8"]
 
 
 def test_studies_are_listed_with_the_documented_keys(metasearch: Run, url: str, study: str) -> None:

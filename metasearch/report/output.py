@@ -26,7 +26,7 @@ def print_front(name: str, frame: pd.DataFrame, controls: pd.DataFrame, teacher:
         metrics = teacher["metrics"]
         texts = [
             f"{key} {metric_text(key, metrics[key])}"
-            for key in ("val_accuracy", "test_accuracy", "parameters", "macs")
+            for key in ("val_accuracy", "val_ece", "test_accuracy", "parameters", "macs")
             if key in metrics  # of a file of logits the network is not known
         ]
         out.print(f"teacher {teacher['spec']}: {', '.join(texts)}", highlight=False)

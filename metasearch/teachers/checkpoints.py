@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metasearch.errors import InputError, NotFoundError
+from metasearch.functions import first_line
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which training programs keep the state_dict beside epochs and optimizers."""
@@ -60,11 +61,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if all(name.startswith(PARALLEL) for name in loaded):
         return {name.removeprefix(PARALLEL): tensor for name, tensor in loaded.items()}
     return dict(loaded)
-
-
-def first_line(error: object) -> str:
-    """Return the first line of an error's message that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -14,16 +14,16 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx
 
 from metasearch.errors import InputError
-from metasearch.teachers.checkpoints import first_line
+from metasearch.functions import first_line
 
 PROGRAM = "models/model.json"
 PAYLOADS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
@@ -52,7 +52,7 @@ CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collect
 class Exported:
     """An opened program. batch: how many inputs it takes at once, None for any number. dtype: of its input."""
 
-    module: nn.Module
+    module: fx.GraphModule
     batch: int | None
     dtype: torch.dtype
 
@@ -80,6 +80,33 @@ def open_exported(path: Path, *, place: str, device: torch.device) -> Exported:
 
         program = move_to_device_pass(program, device)
     return Exported(program.module(), size if isinstance(size, int) else None, example.dtype)
+
+
+def node_names(program: fx.GraphModule) -> list[str]:
+    """Return the names of the nodes that compute, in their order."""
+    return [node.name for node in program.graph.nodes if node.op == "call_function"]
+
+
+def node_values(program: fx.GraphModule, names: Collection[str], inputs: Tensor) -> dict[str, object]:
+    """Return what the named nodes make of `inputs`."""
+    reader = _Reader(program, names)
+    reader.run(inputs)
+    return reader.values
+
+
+class _Reader(fx.Interpreter):
+    """Keeps a copy of the named values: an exported relu_ writes over what the node before it made."""
+
+    def __init__(self, program: fx.GraphModule, names: Collection[str]) -> None:
+        super().__init__(program)
+        self.names = names
+        self.values: dict[str, object] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.values[n.name] = value.clone() if isinstance(value, Tensor) else value
+        return value
 
 
 def _refuse_training_mode(program: torch.export.ExportedProgram, place: str) -> None:

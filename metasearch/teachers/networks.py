@@ -5,7 +5,6 @@ Shapes: images (C, H, W); K classes.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,8 @@ import torch
 from torch import nn
 
 from metasearch.errors import InputError
+from metasearch.functions import call_with_accepted, import_function
 from metasearch.models import FAMILIES, NetworkSpec, build_network
-from metasearch.tasks.sources import import_function
 from metasearch.teachers.vit import VisionTransformer
 
 SMALL = 64
@@ -83,7 +82,7 @@ def check_spelling(text: str, *, place: str) -> None:
 def build_teacher(text: str, *, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
     """Return the network that a text names, on the CPU, its weights drawn from `seed` alone.
 
-    Raises InputError if it cannot take the input shape, NotFoundError if a function is not there.
+    Raises InputError if it cannot take the input shape or a function fails, NotFoundError if a function is not there.
     """
     name, width, depth = _sizes(text)
     if name in FAMILIES:
@@ -98,17 +97,12 @@ def build_teacher(text: str, *, input_shape: tuple[int, ...], classes: int, seed
         return _call_function(text, input_shape=input_shape, classes=classes)
 
 
-def _call_function(text: str, **offered: object) -> nn.Module:
+def _call_function(text: str, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return the network that a user's function builds, which gets what it names, torchvision's names among it."""
     place = f"teacher {text}"
     function = import_function(text, place=place)
-    parameters = inspect.signature(function).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    unknown = [name for name in needed if name not in offered]
-    if unknown:
-        raise InputError(place, f"must need no arguments but {' and '.join(offered)}", ", ".join(unknown))
-    network = function(**{name: value for name, value in offered.items() if takes_all or name in named})
+    offered = {"input_shape": input_shape, "classes": classes, "num_classes": classes, "in_channels": input_shape[0]}
+    network = call_with_accepted(function, offered, place=place, name="the function")
     if not isinstance(network, nn.Module):
         raise InputError(place, "must return a torch.nn.Module", type(network).__name__)
     return network

@@ -6,6 +6,7 @@ Symbols: B batch; MACs of one input, from the shapes that ONNX infers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from metasearch.errors import InputError
-from metasearch.teachers.checkpoints import first_line
+from metasearch.functions import first_line
+from metasearch.teachers.features import check_names
 
 if TYPE_CHECKING:
     import onnx
@@ -34,28 +36,49 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """An opened file. batch: how many inputs it takes at once, None for any number. dtype: of its input."""
+    """An opened file.
+
+    batch: how many inputs it takes at once, None for any number. dtype: of its input. shown: the values that can be
+    read beside its first output.
+    """
 
     session: Any
     batch: int | None
     dtype: torch.dtype
+    shown: tuple[str, ...] = ()
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the first output for prepared inputs, on the CPU."""
-        name = self.session.get_inputs()[0].name
-        first = self.session.get_outputs()[0].name
-        return torch.from_numpy(np.asarray(self.session.run([first], {name: inputs.cpu().numpy()})[0]))
+        first: str = self.session.get_outputs()[0].name
+        return torch.from_numpy(np.asarray(self._run([first], inputs)[0]))
+
+    def values(self, inputs: Tensor) -> dict[str, object]:
+        """Return the shown values for prepared inputs by name, tensors on the CPU where they are tensors."""
+        found = zip(self.shown, self._run(self.shown, inputs), strict=True)
+        return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in found}
+
+    def _run(self, names: Sequence[str], inputs: Tensor) -> list[Any]:
+        outputs: list[Any] = self.session.run(list(names), {self.session.get_inputs()[0].name: inputs.cpu().numpy()})
+        return outputs
 
 
-def open_onnx(path: Path, *, place: str) -> OnnxNetwork:
-    """Return the network in an ONNX file. Raises InputError if it is damaged or does not take one numeric tensor."""
+def open_onnx(path: Path, *, place: str, shown: Sequence[str] = ()) -> OnnxNetwork:
+    """Return the network in an ONNX file. shown: values of its graph that are to be read, too.
+
+    Raises InputError if it is damaged, does not take one numeric tensor, or lacks a value.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; they come as exceptions, too
+    # a graph that comes as bytes does not know where its large tensors are
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        model = _with_outputs(path, shown, place) if shown else str(path)
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except InputError:
+        raise
     except Exception as error:  # onnxruntime's exceptions have no common base but this
         raise InputError(place, f"cannot be opened by onnxruntime ({first_line(error)})") from error
     inputs = session.get_inputs()
@@ -64,7 +87,20 @@ def open_onnx(path: Path, *, place: str) -> OnnxNetwork:
     if inputs[0].type not in DTYPES:
         raise InputError(place, f"must take one of {', '.join(DTYPES)}", inputs[0].type)
     size = inputs[0].shape[0] if inputs[0].shape else None
-    return OnnxNetwork(session, size if isinstance(size, int) else None, DTYPES[inputs[0].type])
+    return OnnxNetwork(session, size if isinstance(size, int) else None, DTYPES[inputs[0].type], tuple(shown))
+
+
+def _with_outputs(path: Path, names: Sequence[str], place: str) -> bytes:
+    """Return the file's graph with the named values as further outputs; onnxruntime infers their types."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    known = [name for node in model.graph.node for name in node.output if name]
+    check_names(names, known, what=f"a value of {place}")
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    edited: bytes = model.SerializeToString()
+    return edited
 
 
 def files_of(path: Path) -> list[Path]:

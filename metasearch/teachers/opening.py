@@ -5,9 +5,10 @@ Symbols: B batch; K classes; inputs at rest as in `Task`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metasearch.errors import InputError
+from metasearch.functions import first_line
 from metasearch.measure import count_parameters, eval_mode
 from metasearch.records import EpochReport
+from metasearch.taps import Features
 from metasearch.tasks import Normalisation, Task
-from metasearch.teachers.cache import cache_path, read_cache, write_cache
-from metasearch.teachers.checkpoints import first_line, load_checkpoint
-from metasearch.teachers.exported import open_exported
+from metasearch.teachers.cache import cache_key, cache_path, read_cache, write_cache
+from metasearch.teachers.checkpoints import load_checkpoint
+from metasearch.teachers.exported import node_names, node_values, open_exported
+from metasearch.teachers.features import Show, check_names, found_features, layer_features, value_features
 from metasearch.teachers.networks import build_teacher
 from metasearch.teachers.onnx_file import count_onnx, open_onnx
 from metasearch.teachers.recipe import train_teacher
@@ -37,7 +41,7 @@ class TeacherNetwork:
 
     module: for those who look inside, None for ONNX; it takes what `prepare` returns. run: the same function, whatever
     computes it. batch: how many inputs it takes at once, None for any number. macs: of one input; parameters and macs
-    are None where they cannot be counted.
+    are None where they cannot be counted. show: the features of what `prepare` returns, None where it shows none.
     """
 
     place: str
@@ -48,6 +52,7 @@ class TeacherNetwork:
     batch: int | None = None
     parameters: int | None = None
     macs: int | None = None
+    show: Show | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return (B, K) float32 on the device for inputs at rest, in batches of its own size where that is fixed.
@@ -58,9 +63,23 @@ class TeacherNetwork:
         parts = [prepared] if self.batch is None else list(torch.split(prepared, self.batch))
         return torch.cat([self._part(part) for part in parts])
 
-    def _part(self, prepared: Tensor) -> Tensor:
+    def features(self, inputs: Tensor) -> Features:
+        """Return the features (B, ...) of inputs at rest, at most `batch` of them; none where the network shows none.
+
+        Raises InputError for a named value that cannot be a feature.
+        """
+        if self.show is None:
+            return Features()
+        count, shown = len(inputs), self.show(self._padded(self.prepare(inputs.to(self.device))))
+        embedding = None if shown.embedding is None else shown.embedding[:count]
+        return Features({name: values[:count] for name, values in shown.maps.items()}, embedding)
+
+    def _padded(self, prepared: Tensor) -> Tensor:
         missing = 0 if self.batch is None else self.batch - len(prepared)
-        padded = torch.cat([prepared, prepared[-1:].expand(missing, *prepared.shape[1:])]) if missing else prepared
+        return torch.cat([prepared, prepared[-1:].expand(missing, *prepared.shape[1:])]) if missing else prepared
+
+    def _part(self, prepared: Tensor) -> Tensor:
+        padded = self._padded(prepared)
         output = self.run(padded)
         if not isinstance(output, Tensor):
             raise InputError(self.place, "must return one tensor of logits", type(output).__name__)
@@ -79,33 +98,44 @@ def open_teacher(
     seed: int = 0,
     device: torch.device | str = "cpu",
     train: bool = True,
+    features: Sequence[str] = (),
     progress: Callable[[EpochReport], None] | None = None,
 ) -> TeacherNetwork:
     """Return a member's network, in eval mode and tried on one input.
 
     seed: of its training, if our recipe trains it (once: the weights are cached). train: False leaves such a network as
-    it was initialised, for a check of its shapes. progress: called after every training epoch.
-    Raises InputError if the network does not fit the task, or its file breaks a rule; NotFoundError if it is not there.
+    it was initialised, for a check of its shapes. features: the names of the values that are its features; empty for
+    those found in its layers. progress: called after every training epoch.
+    Raises InputError if the network does not fit the task, its file breaks a rule or a name is none of a feature;
+    NotFoundError if it is not there.
     """
     device = torch.device(device)
     task = replace(task, normalisation=normalisation_for(normalisation, task))
     path = Path(member.text)
     if path.suffix == ".onnx":
-        onnx = open_onnx(path, place=member.place)
+        onnx = open_onnx(path, place=member.place, shown=features)
         prepare = _prepare(task, onnx.dtype, normalisation, member.place)
-        network = TeacherNetwork(member.place, None, prepare, onnx, device, onnx.batch)
-        _probe(network, task)
+        show = value_features(onnx.values, features) if features else None
+        network = TeacherNetwork(member.place, None, prepare, onnx, device, onnx.batch, show=show)
+        _probe(network, task, features)
         parameters, macs = count_onnx(path)
         return replace(network, parameters=parameters, macs=macs)
     if path.suffix == ".pt2":
         exported = open_exported(path, place=member.place, device=device)
+        program = exported.module
+        check_names(features, node_names(program), what=f"a node of {member.place}")
+        show = value_features(partial(node_values, program, features), features) if features else None
         prepare = _prepare(task, exported.dtype, normalisation, member.place)
-        network = TeacherNetwork(member.place, exported.module, prepare, exported.module, device, exported.batch)
+        network = TeacherNetwork(member.place, program, prepare, program, device, exported.batch, show=show)
     else:
         module = _module(member, task, seed=seed, device=device, train=train, progress=progress)
-        network = TeacherNetwork(member.place, module, task.normalisation, module, device)
+        if features:
+            show = layer_features(module, features, place=member.place, input_shape=task.input_shape)
+        else:
+            show = found_features(module, task.input_shape)
+        network = TeacherNetwork(member.place, module, task.normalisation, module, device, show=show)
     assert network.module is not None
-    _probe(network, task)
+    _probe(network, task, features)
     return replace(network, parameters=count_parameters(network.module), macs=_count_macs(network, task))
 
 
@@ -139,19 +169,22 @@ def _module(
     train: bool,
     progress: Callable[[EpochReport], None] | None,
 ) -> nn.Module:
-    path = cache_path(task, member, seed=seed, part="weights") if member.is_trained_here and train else None
-    kept = None if path is None else read_cache(path)
-    if path is not None and kept is None:
-        module = train_teacher(task, member.text, seed=seed, device=device, progress=progress)
-        # cloned, because safetensors refuses tensors that share memory, as tied weights do
-        write_cache(path, {name: tensor.clone() for name, tensor in module.state_dict().items()}, {})
-        return module.eval()
     module = build_teacher(member.text, input_shape=task.input_shape, classes=task.classes, seed=seed)
-    if kept is not None:
+    if member.is_trained_here and train:
+        path = cache_path(cache_key(task, member, seed=seed), part="weights")
+        kept = read_cache(path)
+        if kept is None or _shapes(kept[0]) != _shapes(module.state_dict()):
+            module = train_teacher(task, member.text, seed=seed, device=device, progress=progress)
+            write_cache(path, module.state_dict(), {})
+            return module.eval()
         module.load_state_dict(kept[0])
     elif member.weights not in (None, OWN):
         load_checkpoint(module, Path(str(member.weights)))
     return module.to(device).eval()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _prepare(task: Task, dtype: torch.dtype, normalisation: str, place: str) -> Callable[[Tensor], Tensor]:
@@ -163,8 +196,8 @@ def _prepare(task: Task, dtype: torch.dtype, normalisation: str, place: str) -> 
     return lambda inputs: task.normalisation(inputs).to(dtype)
 
 
-def _probe(network: TeacherNetwork, task: Task) -> None:
-    """Raise InputError unless the network maps one input of the task to K logits."""
+def _probe(network: TeacherNetwork, task: Task, features: Sequence[str]) -> None:
+    """Raise InputError unless the network maps one input of the task to K logits, and each named value is a feature."""
     shape = task.input_shape
     try:
         with torch.inference_mode():
@@ -175,6 +208,9 @@ def _probe(network: TeacherNetwork, task: Task) -> None:
         raise InputError(network.place, f"does not take inputs of shape {shape} ({first_line(error)})") from error
     if logits.shape[1] != task.classes:
         raise InputError(network.place, f"must have the task's {task.classes} classes", logits.shape[1])
+    if features:
+        with torch.inference_mode():  # of two inputs: a value that is the same for every batch has another length
+            network.features(task.train.inputs[: network.batch or 2])
 
 
 def _count_macs(network: TeacherNetwork, task: Task) -> int:

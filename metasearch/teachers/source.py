@@ -96,7 +96,8 @@ class TeacherSource:
 
     normalisation: of the members' inputs: task, unit ([0, 1]), imagenet, raw (0..255) or MEAN,.../STD,... over [0, 1]
     pixels. mean: of an ensemble, over probabilities or logits. labels_only: whether students learn only which class
-    the teacher predicts.
+    the teacher predicts. features: the names of the values that are the features of its one network, from the first to
+    the last; empty for those found in its layers.
     Raises InputError for a field that breaks a rule.
     """
 
@@ -104,6 +105,7 @@ class TeacherSource:
     normalisation: str = "task"
     mean: str = "probabilities"
     labels_only: bool = False
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -112,6 +114,8 @@ class TeacherSource:
             raise InputError("--teacher-mean", f"must be one of {', '.join(MEANS)}", self.mean)
         if self.normalisation not in NORMALISATIONS:
             pixel_statistics(self.normalisation)
+        if self.features:
+            self._check_features()
 
     @classmethod
     def of(cls, value: TeacherSource | NetworkSpec | str | Mapping[str, Any]) -> TeacherSource:
@@ -120,7 +124,7 @@ class TeacherSource:
             return value
         if isinstance(value, Mapping):
             members = tuple(TeacherMember(**member) for member in value["members"])
-            return cls(**{**value, "members": members})
+            return cls(**{**value, "members": members, "features": tuple(value.get("features", ()))})
         return cls((TeacherMember.parse(str(value)),))
 
     def plain(self) -> str | dict[str, Any]:
@@ -137,6 +141,20 @@ class TeacherSource:
             return str(self.members[0])
         return " + ".join(str(m) if m.share == 1 else f"{m.share:g}*{m}" for m in self.members)
 
+    def _check_features(self) -> None:
+        if not all(self.features) or len(set(self.features)) < len(self.features):
+            raise InputError(
+                "--teacher-features", "must be NAME,NAME,... with every name once", ",".join(self.features)
+            )
+        if len(self.members) > 1:
+            raise InputError(
+                "--teacher-features", "can be given for one --teacher only", f"teachers={len(self.members)}"
+            )
+        if self.members[0].is_logits:
+            raise InputError("--teacher-features", "cannot be given for a file of logits", self.members[0].text)
+        if self.labels_only:
+            raise InputError("--teacher-features", "cannot be given with --teacher-labels-only, which hides features")
+
 
 def teacher_from_flags(
     texts: Sequence[str],
@@ -145,21 +163,24 @@ def teacher_from_flags(
     normalisation: str = "task",
     mean: str = "probabilities",
     labels_only: bool = False,
+    features: str | None = None,
 ) -> TeacherSource | None:
     """Return the teacher of the command line's flags, None where none is named.
 
     texts: one TEACHER a member. weights: a file for each in the same order, - for none; or no weights at all.
+    features: NAME,NAME,... of the values that are the teacher's features.
     Raises InputError where the flags do not go together.
     """
     if not texts:
-        if weights or labels_only or (normalisation, mean) != ("task", "probabilities"):
+        if weights or labels_only or features is not None or (normalisation, mean) != ("task", "probabilities"):
             raise InputError("--teacher", "must be given with the other flags about the teacher")
         return None
     if weights and len(weights) != len(texts):
         raise InputError("--teacher-weights", f"must be given {len(texts)} times, - for none", len(weights))
     files = [None if file == "-" else file for file in weights] or [None] * len(texts)
     members = tuple(TeacherMember.parse(text, weights=file) for text, file in zip(texts, files, strict=True))
-    return TeacherSource(members, normalisation, mean, labels_only)
+    names = () if features is None else tuple(name.strip() for name in features.split(","))
+    return TeacherSource(members, normalisation, mean, labels_only, names)
 
 
 def pixel_statistics(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -47,7 +47,9 @@ class VisionTransformer(nn.Module):
         size = patch_size(height, image_width)
         rows, columns = math.ceil(height / size), math.ceil(image_width / size)
         self.padding = (0, columns * size - image_width, 0, rows * size - height)
-        self.embed = nn.Conv2d(channels, width, size, stride=size)
+        self.patch_size = size
+        # A convolution of the same weights would show its output as a feature map, which these tokens are not.
+        self.embed = nn.Linear(channels * size * size, width)
         self.positions = nn.Parameter(0.02 * torch.randn(1, rows * columns, width))
         heads = max(n for n in range(1, max(1, width // HEAD_WIDTH) + 1) if width % n == 0)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
@@ -55,8 +57,9 @@ class VisionTransformer(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = self.embed(functional.pad(images, self.padding)).flatten(2).transpose(1, 2)  # (B, T, D)
-        logits: Tensor = self.classifier(self.norm(self.blocks(patches + self.positions)).mean(dim=1))
+        pixels = functional.unfold(functional.pad(images, self.padding), self.patch_size, stride=self.patch_size)
+        tokens = self.embed(pixels.transpose(1, 2)) + self.positions  # (B, T, D)
+        logits: Tensor = self.classifier(self.norm(self.blocks(tokens)).mean(dim=1))
         return logits
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from metasearch.teachers import (
     teacher_from_flags,
     train_teacher,
 )
+from metasearch.teachers.cache import write_cache
 from metasearch.teachers.networks import build_teacher
 from tests.synthetic import synthetic_task, with_augmentation
 
@@ -225,6 +229,73 @@ def test_tied_weights_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     first, again = (open_teacher(TeacherMember(str(SPEC)), synthetic_task()) for _ in range(2))
     inputs = synthetic_task().test.inputs
     assert torch.equal(first.logits(inputs), again.logits(inputs))
+
+
+IMPORTED = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self, width):
+        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.{activation}(), nn.Linear(width, 3))
+"""
+OWN_FUNCTION = """
+import torch
+from imported_part import Net
+def build():
+    return Net(4)
+def trained():
+    network = Net(4)
+    network.load_state_dict(torch.load("{path}"))
+    return network
+"""
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Writes and forgets a module whose networks are defined in another module, with the named activation."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "own_function.py").write_text(OWN_FUNCTION.format(path=tmp_path / "w.pt"))
+
+    def write(activation: str) -> None:
+        (tmp_path / "imported_part.py").write_text(IMPORTED.format(activation=activation))
+        for name in ("own_function", "imported_part"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+
+    return write
+
+
+def test_a_change_in_an_imported_architecture_makes_another_teacher(
+    imported: Callable[[str], None], trainer: Trainer
+) -> None:
+    for activation, trainings in (("ReLU", 1), ("ReLU", 1), ("Tanh", 2)):
+        imported(activation)
+        teacher_for(synthetic_task(), "own_function:build")
+        assert trainer.calls == trainings
+
+
+def test_other_weights_that_a_function_loads_make_another_teacher(
+    imported: Callable[[str], None], tmp_path: Path
+) -> None:
+    imported("ReLU")
+    found = []
+    for scale in (0.5, 0.5, 2.0):
+        network = importlib.import_module("imported_part").Net(4)
+        torch.save(
+            {name: torch.full_like(value, scale) for name, value in network.state_dict().items()}, tmp_path / "w.pt"
+        )
+        source = TeacherSource((TeacherMember("own_function:trained", "own"),))
+        found.append(teacher_for(synthetic_task(), source).logits["test"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
+def test_cached_weights_that_do_not_fit_are_trained_again(trainer: Trainer, metasearch_home: Path) -> None:
+    open_teacher(TeacherMember(str(SPEC)), synthetic_task())
+    (path,) = cached(metasearch_home)
+    write_cache(path, {"0.weight": torch.zeros(2, 2)}, {})
+    open_teacher(TeacherMember(str(SPEC)), synthetic_task())
+    assert trainer.calls == 2
 
 
 def test_equal_members_are_different_networks_and_each_is_trained_once(trainer: Trainer) -> None:

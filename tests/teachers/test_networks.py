@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metasearch.errors import InputError, NotFoundError
+from metasearch.taps import Tap
 from metasearch.tasks.task import Task
-from metasearch.teachers import TeacherMember, TeacherNetwork, open_teacher
+from metasearch.teachers import TeacherMember, TeacherNetwork, TeacherSource, open_teacher, teacher_for
 from metasearch.teachers.networks import build_teacher
-from metasearch.teachers.vit import patch_size
+from metasearch.teachers.vit import VisionTransformer, patch_size
 from tests.synthetic import synthetic_task
 
 TASK = synthetic_task(shape=(2, 8, 8), counts=(12, 6, 6))
@@ -150,7 +151,25 @@ def test_a_damaged_or_missing_checkpoint_is_one_line(name: str, tmp_path: Path) 
             open_teacher(TeacherMember(VIT, str(path)), TASK)
 
 
+def test_a_vision_transformer_shows_its_embedding_and_no_map() -> None:
+    tap = Tap.of(built(VIT), TASK.input_shape)
+    assert tap == Tap((), ("classifier", 0))
+
+
+def test_patches_are_embedded_as_by_a_convolution_of_their_size() -> None:
+    network = built(VIT)
+    assert isinstance(network, VisionTransformer)
+    size, images = network.patch_size, torch.randn(3, *TASK.input_shape, generator=torch.Generator().manual_seed(0))
+    found: list[Tensor] = []
+    with network.embed.register_forward_hook(lambda _, inputs, output: found.append(output)), torch.no_grad():
+        network(images)
+    weight = network.embed.weight.reshape(-1, TASK.input_shape[0], size, size)
+    wanted = torch.nn.functional.conv2d(images, weight, network.embed.bias, stride=size)
+    torch.testing.assert_close(found[0], wanted.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-4)
+
+
 SOURCE = """
+import functools
 import torch
 from torch import nn
 
@@ -172,14 +191,24 @@ class Returning(nn.Module):
 def lstm(input_shape, classes): return Rows(input_shape[2], classes)
 def gru(input_shape, classes): return Rows(input_shape[2], classes, nn.GRU)
 def rnn(input_shape, classes): return Rows(input_shape[2], classes, nn.RNN)
-def attention(**given):
+def attention(classes):
     layer = nn.TransformerEncoderLayer(64, 2, 16, dropout=0.0, batch_first=True)
-    return nn.Sequential(nn.Flatten(2), layer, nn.Flatten(), nn.Linear(128, given["classes"]))
+    return nn.Sequential(nn.Flatten(2), layer, nn.Flatten(), nn.Linear(128, classes))
 def fixed(): return Rows(8, 3)
 def four(): return Rows(8, 4)
 def wide(): return Rows(9, 3)
 def needy(input_shape, width): return Rows(8, width)
 def nothing(classes): return None
+def of_torchvision(*, num_classes=4, in_channels=3, **others):
+    assert not others
+    return nn.Sequential(nn.Conv2d(in_channels, 5, 8), nn.Flatten(), nn.Linear(5, num_classes))
+def forwarding(*, weights=None, **others):
+    assert not others
+    return Rows(8, 3)
+def failing(): raise KeyError("first")
+by_name = functools.partial(Rows, columns=8)
+class Sized(Rows):
+    def __init__(self, classes): super().__init__(8, classes)
 def pair(): return Returning(lambda x: (x, x))
 def image(): return Returning(lambda x: x)
 """
@@ -205,6 +234,12 @@ def test_a_recurrent_network_is_a_teacher_and_its_macs_are_counted(mine: str, na
     assert torch.backends.mkldnn.enabled
 
 
+@pytest.mark.parametrize("name", ["of_torchvision", "forwarding", "by_name", "Sized"])
+def test_a_function_gets_what_its_parameters_name_and_nothing_else(mine: str, name: str) -> None:
+    teacher = teacher_for(TASK, TeacherSource((TeacherMember(f"{mine}:{name}", "own"),)))
+    assert teacher.logits["test"].shape == (len(TASK.test), 3)
+
+
 def test_attention_is_counted_on_its_slow_path(mine: str) -> None:
     network = open_teacher(TeacherMember(f"{mine}:attention", "own"), TASK)
     tokens, width, hidden = 2, 64, 16
@@ -217,7 +252,8 @@ def test_attention_is_counted_on_its_slow_path(mine: str) -> None:
     [
         ("four", r"must have the task's 3 classes, got 4"),
         ("wide", r"does not take inputs of shape \(2, 8, 8\) \(.*9"),
-        ("needy", r"must need no arguments but input_shape and classes, got 'width'"),
+        ("needy", r"the function may require only input_shape, classes, num_classes, in_channels, got 'width'"),
+        ("failing", r"the function fails \(KeyError: 'first"),
         ("nothing", r"must return a torch\.nn\.Module, got 'NoneType'"),
         ("pair", r"must return one tensor of logits, got 'tuple'"),
         ("image", r"must return logits of shape \(1, K\), got shape=\(1, 2, 8, 8\)"),

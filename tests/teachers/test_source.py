@@ -30,11 +30,25 @@ def test_a_text_names_a_source_and_its_share(text: str, member: TeacherMember) -
     [
         TeacherSource((TeacherMember(PLAIN),)),
         TeacherSource((TeacherMember("x.onnx"),), normalisation="raw", labels_only=True),
+        TeacherSource((TeacherMember("x.onnx"),), features=("/layer1/Relu_output_0", "flatten")),
         TeacherSource((TeacherMember("resnet18", "w.pt", 0.25), TeacherMember("a:b", "own")), "0.5/0.25", "logits"),
     ],
 )
 def test_a_source_survives_json(source: TeacherSource) -> None:
     assert TeacherSource.of(json.loads(json.dumps(source.plain()))) == source
+
+
+def test_what_an_older_study_kept_of_a_source_names_no_features() -> None:
+    plain = TeacherSource((TeacherMember(PLAIN),), mean="logits").plain()
+    assert isinstance(plain, dict)
+    del plain["features"]
+    assert TeacherSource.of(plain).features == ()
+
+
+def test_the_flag_names_features_from_the_first_to_the_last() -> None:
+    source = teacher_from_flags(["x.onnx"], features="relu_1, /layer2/Relu_output_0,flatten")
+    assert source is not None
+    assert source.features == ("relu_1", "/layer2/Relu_output_0", "flatten")
 
 
 def test_a_source_that_says_no_more_than_its_text_is_kept_as_text() -> None:
@@ -69,6 +83,22 @@ def test_an_unknown_spelling_is_told_all_there_are(text: str) -> None:
         ({"texts": ["resnet18"], "normalisation": "0.5,0.5/1"}, r"--teacher-normalisation: must be one of task"),
         ({"texts": ["resnet18"], "normalisation": "0.5/0"}, r"--teacher-normalisation: must be one of task"),
         ({"texts": ["resnet18"], "normalisation": "nan/1"}, r"--teacher-normalisation: must be one of task"),
+        ({"texts": ["resnet18"], "features": "a,,b"}, r"--teacher-features: must be NAME,NAME,.* once, got 'a,,b'"),
+        ({"texts": ["resnet18"], "features": "a,a"}, r"--teacher-features: must be NAME,NAME,.* once, got 'a,a'"),
+        ({"texts": ["resnet18"], "features": ""}, r"--teacher-features: must be NAME,NAME,.* once, got ''"),
+        (
+            {"texts": ["a:b"] * 2, "features": "a"},
+            r"--teacher-features: can be given for one --teacher only, got teachers=2",
+        ),
+        (
+            {"texts": ["x.npz"], "features": "a"},
+            r"--teacher-features: cannot be given for a file of logits, got 'x\.npz'",
+        ),
+        (
+            {"texts": ["a:b"], "features": "a", "labels_only": True},
+            r"--teacher-features: cannot .*--teacher-labels-only",
+        ),
+        ({"texts": [], "features": "a"}, r"--teacher: must be given with the other flags"),
         ({"texts": [], "labels_only": True}, r"--teacher: must be given with the other flags"),
     ],
 )
