@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from metasearch.errors import InputError
-from metasearch.parameters import PARAMETERS, POLICIES, POLICY_DEFAULTS, Rule, Value, policy_parameter_rule
+from metasearch.parameters import (
+    PARAMETERS,
+    POLICIES,
+    POLICY_DEFAULTS,
+    Rule,
+    Value,
+    kinds_of,
+    policy_parameter_rule,
+)
 from metasearch.policies import KINDS, Policy, parameter_names
 from metasearch.spelling import hint
 
@@ -19,6 +27,7 @@ class Configuration:
     temperature: Policy
     width: Policy
     pruning_ratio: Policy
+    sparsity: Policy
     family: str
     depth: int
     batch_size: int
@@ -27,11 +36,18 @@ class Configuration:
     weight_decay: float
     alpha: float
     label_smoothing: float
+    loss: str
+    logit_standardization: bool
+    feature_weight: float
     epochs: int
     fine_tune_epochs: int
     fine_tune_scale: float
     augment: bool
+    pruning_importance: str
+    pruning_target: str
+    sparsity_threshold: float
     quantize: str
+    quantization_epochs: int
 
     @classmethod
     def of(cls, config: Mapping[str, object], place: str = "configuration") -> Configuration:
@@ -52,6 +68,11 @@ class Configuration:
                 raise InputError(f"{place}: {path}", f"is no parameter {hint(path, [*PARAMETERS, *POLICIES])}", value)
         if values["student.family"] == "mlp" and values["batch_size"] == 1:
             raise InputError(f"{place}: batch_size", "must be at least 2 for mlp: BatchNorm has no variance of one", 1)
+        if values["loss"] == "rkd" and values["batch_size"] in (1, 2):
+            rule = "must be at least 3 for rkd: it compares pairs and triples"
+            raise InputError(f"{place}: batch_size", rule, values["batch_size"])
+        if values["student.family"] == "mlp" and values["loss"] == "at":
+            raise InputError(f"{place}: loss", "must be another one for mlp: it has no feature maps", "at")
         policies = {name: _policy(name, parts, place) for name, parts in given.items()}
         fields = {path.removeprefix("student."): value for path, value in values.items()}
         fields |= {name.removeprefix("student."): policy for name, policy in policies.items()}  # type: ignore[misc]  # one table
@@ -61,6 +82,16 @@ class Configuration:
     def prunes(self) -> bool:
         """Whether channels are to be removed after the distillation."""
         return self.pruning_ratio.bounds()[1] > 0
+
+    @property
+    def sparsifies(self) -> bool:
+        """Whether single weights are to become zero after the distillation."""
+        return self.sparsity.bounds()[1] > 0 or self.sparsity_threshold > 0
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the network is made smaller while it is fine-tuned."""
+        return self.prunes or self.sparsifies
 
 
 def _policy(name: str, parts: dict[str, object], place: str) -> Policy:
@@ -74,8 +105,8 @@ def _policy(name: str, parts: dict[str, object], place: str) -> Policy:
     if "" in parts:
         return Policy("constant", {"value": _number(POLICIES[name], parts[""], here)}, here)
     kind = parts.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"{here}.kind", f"must be one of {', '.join(KINDS)}", kind)
+    if not isinstance(kind, str) or kind not in kinds_of(name):
+        raise InputError(f"{here}.kind", f"must be one of {', '.join(kinds_of(name))}", kind)
     numbers = {
         parameter: _number(policy_parameter_rule(name, kind, parameter), value, f"{here}.{parameter}")
         for parameter, value in parts.items()

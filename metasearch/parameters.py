@@ -19,6 +19,10 @@ Value = bool | int | float | str
 
 FAMILY_NAMES = ("convnet", "mlp", "resnet", "mobilenet")
 """The keys of metasearch.models.FAMILIES, which is not imported here because it loads torch."""
+LOSS_NAMES = ("kd", "hard", "dkd", "dist", "at", "hint", "rkd")
+"""The losses of metasearch.distill, likewise."""
+IMPORTANCE_NAMES = ("l1", "l2", "bn_scale", "taylor")
+"""The keys of metasearch.prune.IMPORTANCES, likewise."""
 USER_FAMILY = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 """How a user's own family is spelled: package.module:build."""
 
@@ -97,13 +101,20 @@ PARAMETERS: dict[str, Rule] = {
         spelled="package.module:function",
         about="The student's network family, or a function of yours that builds a network by width and depth.",
     ),
-    "student.depth": Rule(int, 3, low=1, high=12, about="Convolutions, hidden layers (mlp) or blocks."),
+    "student.depth": Rule(
+        int, 3, low=1, high=12, about="Convolutions, hidden layers (mlp) or separable blocks (mobilenet)."
+    ),
     "batch_size": Rule(int, 64, low=1, high=4096, about="Examples in one optimizer step."),
     "optimizer": Rule(str, "adamw", choices=("sgd", "adamw"), about="The optimizer."),
     "momentum": Rule(float, 0.9, low=0, high=1, open_high=True, about="Momentum of sgd, first beta of adamw."),
     "weight_decay": Rule(float, 1e-4, low=0, high=1, about="Decay of the weights, per unit of learning rate."),
     "alpha": Rule(
         float, 0.9, low=0, high=1, about="Weight of the teacher's part in the loss; 0 trains on labels alone."
+    ),
+    "loss": Rule(str, "kd", choices=LOSS_NAMES, about="The teacher's part in the loss; at, hint and rkd add to kd."),
+    "logit_standardization": Rule(bool, False, about="Whether kd, dkd and dist compare standardized logits."),
+    "feature_weight": Rule(
+        float, 1.0, low=0, open_low=True, about="Weight of at, hint or rkd, beside kd's of 1 in the teacher's part."
     ),
     "epochs": Rule(int, 10, low=1, high=1000, about="Epochs of distillation."),
     "fine_tune_epochs": Rule(int, 3, low=0, high=1000, about="Epochs of fine-tuning, during which pruning happens."),
@@ -114,14 +125,25 @@ PARAMETERS: dict[str, Rule] = {
     "label_smoothing": Rule(
         float, 0.0, low=0, high=1, open_high=True, about="Share of the label's weight spread over all classes."
     ),
+    "pruning_importance": Rule(str, "l2", choices=IMPORTANCE_NAMES, about="By what channels are ranked for pruning."),
+    "pruning_target": Rule(
+        str, "channels", choices=("channels", "macs"), about="Of what pruning_ratio is a share: channels or MACs."
+    ),
+    "sparsity_threshold": Rule(
+        float, 0.0, low=0, high=10, about="Weights below so many standard deviations of their layer's become zero."
+    ),
     "quantize": Rule(str, "int8", choices=("none", "int8"), about="The deployed network's weights and activations."),
+    "quantization_epochs": Rule(
+        int, 2, low=0, high=100, about="Epochs of quantization-aware training if int8 costs more than a point."
+    ),
 }
 
 POLICIES: dict[str, Rule] = {
     "learning_rate": Rule(float, low=0, open_low=True, about="Learning rate, at every optimizer step."),
     "temperature": Rule(float, low=0.1, high=100, about="Distillation temperature, at every optimizer step."),
     "student.width": Rule(int, low=1, high=1024, about="Channels of the first stage; a falling policy narrows."),
-    "pruning_ratio": Rule(float, low=0, high=0.95, about="Share of channels removed while fine-tuning."),
+    "pruning_ratio": Rule(float, low=0, high=0.95, about="Share of channels (or MACs) removed while fine-tuning."),
+    "sparsity": Rule(float, low=0, high=0.99, about="Share of single weights set to zero while fine-tuning."),
 }
 """Every policy, with the rule for its values."""
 
@@ -130,9 +152,22 @@ POLICY_DEFAULTS: dict[str, Value | Mapping[str, Value]] = {
     "temperature": 4.0,
     "student.width": 16,
     "pruning_ratio": 0.0,
+    "sparsity": 0.0,
 }
 
-KIND_RULE = Rule(str, "constant", choices=tuple(KINDS), about="The policy's shape over training progress.")
+ADAPTIVE_KINDS = ("hypergradient",)
+"""Kinds that only a learning rate may have: training moves their value."""
+
+
+def kinds_of(policy: str) -> tuple[str, ...]:
+    """Return the kinds that a policy may have."""
+    return tuple(kind for kind in KINDS if policy == "learning_rate" or kind not in ADAPTIVE_KINDS)
+
+
+def kind_rule(policy: str) -> Rule:
+    """Return the rule for the kind of a policy."""
+    return Rule(str, "constant", choices=kinds_of(policy), about="The policy's shape over training progress.")
+
 
 SHARES: dict[tuple[str, str], Rule] = {
     ("one_cycle", "warmup"): Rule(float, low=0, high=1, open_low=True, open_high=True, about="Progress at the peak."),
@@ -140,6 +175,9 @@ SHARES: dict[tuple[str, str], Rule] = {
     ("one_cycle", "end_factor"): Rule(float, low=0, high=1, about="Last value, as a share of peak."),
     ("cubic", "begin"): Rule(float, low=0, high=1, open_high=True, about="Progress at which the change begins."),
     ("cubic", "end"): Rule(float, low=0, high=1, open_low=True, about="Progress at which the change ends."),
+    ("hypergradient", "beta"): Rule(
+        float, low=0, high=1, open_low=True, open_high=True, about="Largest relative change in one step."
+    ),
 }
 """The parameters of a policy kind that are shares (of progress, or of the peak) and no values of the policy."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from metasearch.errors import TrialFailure
 from metasearch.measure import count_macs
 from metasearch.models.channels import ChannelGroup, channel_groups, keep_channels, weighted_layer
-from metasearch.models.foreign import FEWEST, foreign_groups, foreign_importance, keep_foreign_channels
+from metasearch.models.foreign import (
+    FEWEST,
+    UNPRUNABLE,
+    foreign_groups,
+    foreign_importance,
+    keep_foreign_channels,
+    require_gradients,
+)
 from metasearch.tasks import Task
 
 LEAST_KEPT = 0.1
@@ -54,15 +61,13 @@ def bn_scale(layer: Layer, norms: Sequence[Norm]) -> Tensor:
 def taylor(layer: Layer, norms: Sequence[Norm]) -> Tensor:
     """Return the squared gradient of each channel's gate, (size,), from the gradients that lie in the parameters.
 
-    Raises ValueError if there are none.
+    A frozen parameter has none, which counts as 0.
     """
     gated = next((norm for norm in reversed(norms) if norm.weight is not None), layer)
     change = torch.zeros(layer.weight.shape[0], device=layer.weight.device)
     for parameter in (gated.weight, gated.bias):
-        if parameter is None:
+        if parameter is None or parameter.grad is None:
             continue
-        if parameter.grad is None:
-            raise ValueError("taylor needs the gradients of a loss in the network's parameters")
         change = change + (parameter.detach() * parameter.grad).reshape(len(parameter), -1).sum(dim=1)
     return change.square()
 
@@ -87,12 +92,20 @@ def _folded_norm(layer: Layer, norms: Sequence[Norm], *, order: int) -> Tensor:
 def channel_importance(model: nn.Module, group: ChannelGroup, importance: str = "l2") -> Tensor:
     """Return the importance of each channel of a group, (size,), float32, with mean 1 (or all 0).
 
-    importance: a key of IMPORTANCES. Raises ValueError for `taylor` without gradients.
+    importance: a key of IMPORTANCES. Raises ValueError for `taylor` without gradients; TrialFailure("unprunable")
+    naming a BatchNorm that cannot be folded in for `l1` or `l2`, because it keeps no running statistics.
     """
+    if importance == "taylor":
+        require_gradients(model)
     total = torch.zeros(())
     for producer, names in group.producers.items():
         norms = [model.get_submodule(name) for name in names]
         assert all(isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) for norm in norms)
+        unfolded = [name for name, norm in zip(names, norms, strict=True) if norm.running_var is None]
+        if unfolded and importance in {"l1", "l2"}:
+            raise TrialFailure(
+                UNPRUNABLE, f"{importance} needs running statistics, which layer {unfolded[0]} keeps none of"
+            )
         layer = weighted_layer(model, producer)
         total = total.to(layer.weight.device) + IMPORTANCES[importance](layer, norms)  # type: ignore[arg-type]  # BatchNorms
     return total / total.mean().clamp_min(torch.finfo(total.dtype).tiny)
@@ -134,27 +147,31 @@ def prune_to_ratio(
     input_shape: tuple[int, ...],
     target: str = "channels",
     importance: str = "l2",
-    gradients: Callable[[nn.Module], None] | None = None,
+    gradients: Callable[[nn.Module], Iterable[None]] | None = None,
 ) -> nn.Module:
     """Return the network without its least important channels, globally, until `ratio` of the original size is gone.
 
     ratio: in [0, 1). target: a key of SIZES. channels: ratio * original of them go, rounded up, so that a ratio above 0
     always asks for one at least; macs: the fewest channels, ranked by importance alone, whose removal leaves at most
-    (1 - ratio) * original. original: that size before any pruning. importance: a key of IMPORTANCES. gradients: called
-    on the model before `taylor` is computed, to leave the gradients of a loss in its parameters; they are gone
-    afterwards. Returns `model` itself where nothing is left to remove.
+    (1 - ratio) * original. original: that size before any pruning. importance: a key of IMPORTANCES. gradients:
+    iterated for `taylor`; leaves the gradients of a loss in the parameters, of one mini-batch after the other, whose
+    importances are averaged (Molchanov et al. 2019, section 3.1); they are gone afterwards. Returns `model` itself
+    where nothing is left to remove.
     Raises ValueError for `taylor` without gradients.
     """
     allowed = math.floor((1 - ratio) * original + 1e-9)
     size_of = SIZES[target]
     if size_of(model, input_shape) <= allowed:
         return model
+    taken = []
     if importance == "taylor" and gradients is not None:
         model.zero_grad(set_to_none=True)
-        gradients(model)
-    importances, keep, fewest = _prunable(model, importance, input_shape)
-    if importance == "taylor":
-        model.zero_grad(set_to_none=True)
+    for _ in gradients(model) if importance == "taylor" and gradients is not None else [None]:
+        values, keep, fewest = _prunable(model, importance, input_shape)
+        taken.append(values)
+        if importance == "taylor":
+            model.zero_grad(set_to_none=True)
+    importances = [torch.stack(each).mean(dim=0) for each in zip(*taken, strict=True)]
 
     def without(remove: int) -> nn.Module:
         return keep(choose_channels(importances, remove=remove, fewest=fewest))

@@ -29,7 +29,8 @@ def magnitude_masks(
     Either sparsity: in [0, 1), the share of all weights that goes, those of the lowest `layer_adaptive_scores` over
     all layers; the number is rounded up. Or threshold: >= 0; the weights smaller in size than this many standard
     deviations of their layer's weights go (Han et al. 2015, section 3). Every layer keeps its largest weight.
-    Raises TrialFailure("no_effect") if a request above 0 removes nothing, ValueError unless one of the two is given.
+    Raises TrialFailure("no_effect") if a request above 0 removes nothing, as in a network of other layers alone;
+    ValueError unless one of the two is given.
     """
     if (sparsity is None) == (threshold is None):
         raise ValueError("give either sparsity or threshold")
@@ -90,6 +91,8 @@ def _not_below(weight: Tensor, deviations: float) -> Tensor:
 
 
 def _without_lowest(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+    if not weights:
+        return {}
     total = sum(map(torch.numel, weights.values()))
     remove = min(math.ceil(sparsity * total - 1e-9), total - len(weights))
     scores = []

@@ -15,9 +15,10 @@ from metasearch.export import onnx_tensor_bytes
 from metasearch.models import NetworkSpec
 from metasearch.models.module_network import deployable, require_int8
 from metasearch.models.weights import load_weights
-from metasearch.pipeline import CALIBRATION_INPUTS, ONNX_FILE, WEIGHTS_FILE, run_pipeline
+from metasearch.pipeline import ONNX_FILE, WEIGHTS_FILE, run_pipeline
 from metasearch.quantize import quantize
 from metasearch.records import Config
+from metasearch.stages import CALIBRATION_INPUTS
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import teacher_for
 
@@ -98,7 +99,11 @@ def _run_fresh(onnx_file: Path, inputs: np.ndarray, folder: Path) -> np.ndarray:
 
 def _deployed_logits(weights: Path, task: Task, *, quantized: bool) -> np.ndarray:
     """Build the trial's deployed network again from its weights, as the pipeline does."""
-    network = deployable(load_weights(weights), normalisation=task.normalisation, input_shape=task.input_shape)
+    network = deployable(
+        load_weights(weights, family="tests.user_networks:smooth"),
+        normalisation=task.normalisation,
+        input_shape=task.input_shape,
+    )
     with torch.inference_mode():
         if not quantized:
             return network(task.validation.inputs).numpy()

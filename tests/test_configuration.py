@@ -152,6 +152,19 @@ def numbers(rule: Rule) -> st.SearchStrategy[float]:
     return st.floats(low, high, exclude_min=rule.open_low, exclude_max=rule.open_high)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"loss": "at", "student.family": "mlp"}, "configuration: loss: must be another one for mlp"),
+        ({"loss": "rkd", "batch_size": 2}, "configuration: batch_size: must be at least 3 for rkd"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        Configuration.of(config)
+    assert str(refusal.value).startswith(message)
+
+
 @given(name=st.sampled_from(sorted(POLICIES)), kind=st.sampled_from(sorted(KINDS)), data=st.data())
 def test_a_policy_never_leaves_the_range_of_its_values(name: str, kind: str, data: st.DataObject) -> None:
     """Whatever the check lets through is in range over all of training; 0 is where a learning rate may end."""

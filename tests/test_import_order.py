@@ -12,12 +12,12 @@ import metasearch
 PACKAGE = Path(metasearch.__file__).parent
 
 LAYERS = [
-    {"errors", "records", "policies", "parameters", "configuration", "spelling", "folders", "resources"},
+    {"errors", "records", "policies", "parameters", "configuration", "spelling", "folders", "functions", "resources"},
     {"tasks", "models", "measure"},
-    {"training"},
-    {"distill", "prune", "sparse", "quantize", "quantization_aware", "export", "teachers", "features"},
+    {"training", "hypergradient", "taps"},
+    {"distill", "prune", "sparse", "quantize", "quantization_aware", "export", "objective", "teachers", "features"},
     {"meta", "transfer"},
-    {"pipeline"},
+    {"pipeline", "run", "stages"},
     {"search"},
     {"report"},
     {"cli", "api", "__init__", "__main__"},

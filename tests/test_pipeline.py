@@ -13,15 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metasearch import pipeline, training
+from metasearch import run as run_module
+from metasearch import stages, training
 from metasearch.errors import InputError, TrialFailure
 from metasearch.export import onnx_tensor_bytes
 from metasearch.measure import accuracy, agreement, count_macs, count_parameters
+from metasearch.models import NetworkSpec, build_network
 from metasearch.models.weights import load_weights
+from metasearch.objective import teacher_features
+from metasearch.parameters import FAMILY_NAMES, LOSS_NAMES
 from metasearch.pipeline import ONNX_FILE, WEIGHTS_FILE, pipeline_steps, run_pipeline
 from metasearch.policies import Policy
 from metasearch.prune import total_channels
 from metasearch.records import METRICS, EpochReport, TrialResult
+from metasearch.taps import Tap
 from metasearch.tasks.task import Augmentation, Task
 from metasearch.teachers import Teacher
 from tests.synthetic import knowing_teacher, synthetic_task
@@ -36,6 +41,7 @@ SMALL: dict[str, Any] = {
     "fine_tune_epochs": 2,
     "learning_rate.kind": "one_cycle",
     "learning_rate.peak": 0.03,
+    "quantization_epochs": 0,
 }
 HALVED = SMALL | {"pruning_ratio": 0.5}
 
@@ -289,7 +295,7 @@ def test_a_network_that_breaks_in_its_last_step_is_a_diverged_trial(
                 next(trained.parameters()).data.fill_(math.nan)
             yield trained, report
 
-    monkeypatch.setattr(pipeline, "train", breaking)
+    monkeypatch.setattr(run_module, "train", breaking)
     with pytest.raises(TrialFailure) as failure:
         run(SMALL | {"quantize": quantize})
     assert failure.value.reason == "diverged"
@@ -312,7 +318,7 @@ def test_running_out_of_memory_is_a_failed_trial(monkeypatch: pytest.MonkeyPatch
         raise AssertionError
 
     for builder in (building, lambda *_, **__: TooLarge()):
-        monkeypatch.setattr(pipeline, "build_network", builder)
+        monkeypatch.setattr(run_module, "build_network", builder)
         with pytest.raises(TrialFailure, match="allocate") as failure:
             run(SMALL)
         assert failure.value.reason == "out_of_memory"
@@ -334,7 +340,7 @@ def test_only_a_lack_of_memory_counts_as_one(
     def measured(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "quantize", measured)
+    monkeypatch.setattr(stages, "quantize", measured)
     with pytest.raises(type(error) if reason is None else TrialFailure) as failure:
         run(SMALL | {"epochs": 1, "fine_tune_epochs": 0})
     assert getattr(failure.value, "reason", None) == reason
@@ -373,3 +379,147 @@ def test_the_fine_tuning_runs_at_its_share_of_the_learning_rate() -> None:
 def test_the_weights_kept_are_those_of_the_smaller_network(tmp_path: Path) -> None:
     result = run(HALVED, save_to=tmp_path)
     assert total_channels(load_weights(tmp_path / WEIGHTS_FILE)) == (1 - result.details["channels_removed"]) * 12
+
+
+def feature_teacher(task: Task) -> Teacher:
+    """Return the knowing teacher with features, those of an untrained network."""
+    network = build_network(NetworkSpec("convnet", 8, 3), input_shape=task.input_shape, classes=task.classes, seed=1)
+    tap = Tap.of(network, task.input_shape)
+    features = teacher_features(lambda batch: tap.read(network, task.normalisation(batch)), task.taught.inputs)
+    teacher = knowing_teacher(task)
+    return replace(teacher, features={f"train.{name}": values[None] for name, values in features.items()})
+
+
+PAIRS = [(family, loss) for family in FAMILY_NAMES for loss in LOSS_NAMES if (family, loss) != ("mlp", "at")]
+
+
+@pytest.mark.parametrize(("family", "loss"), PAIRS)
+def test_every_loss_trains_every_family_to_the_end(family: str, loss: str) -> None:
+    result = run(HALVED | {"student.family": family, "loss": loss}, teacher=feature_teacher(TASK))
+    assert math.isfinite(result.metrics["val_accuracy"])
+    assert result.curve[2].train_loss < result.curve[0].train_loss
+
+
+def test_a_hint_ends_with_the_distillation() -> None:
+    """Its regressor would start anew for every pruned network."""
+    config = HALVED | {"loss": "hint", "feature_weight": 1000.0}
+    result = run(config, teacher=feature_teacher(TASK))
+    assert result.curve[2].train_loss > 10 * result.curve[3].train_loss
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": "dkd"},
+        {"loss": "dist"},
+        {"loss": "hard"},
+        {"loss": "at"},
+        {"loss": "hint"},
+        {"loss": "rkd"},
+        {"loss": "at", "feature_weight": 20.0},
+        {"logit_standardization": True},
+        {"pruning_importance": "taylor", "pruning_ratio": 0.5},
+        {"pruning_target": "macs", "pruning_ratio": 0.5},
+        {"sparsity": 0.5},
+        {"sparsity_threshold": 0.7},
+        {"learning_rate.kind": "hypergradient", "learning_rate.start": 0.01},
+    ],
+    ids=str,
+)
+def test_every_option_changes_the_result(change: dict[str, Any]) -> None:
+    base = {path: value for path, value in SMALL.items() if not path.startswith("learning_rate")} | {"quantize": "none"}
+    base |= {"learning_rate": 0.01}
+    if "feature_weight" in change:
+        base |= {"loss": "at"}
+    if "pruning_ratio" in change:
+        base |= {"pruning_ratio": change["pruning_ratio"]}
+    if "learning_rate.kind" in change:
+        del base["learning_rate"]
+        changed = run(base | change)
+        assert changed.curve[-1].learning_rate != 0.01
+        base |= {"learning_rate": 0.01}
+    else:
+        changed = run(base | change, teacher=feature_teacher(TASK))
+    plain = run(base, teacher=feature_teacher(TASK))
+    assert plain.curve[-1].train_loss != changed.curve[-1].train_loss
+
+
+def test_a_loss_of_features_needs_a_teacher_that_shows_some() -> None:
+    with pytest.raises(InputError, match=r"^loss: rkd needs a teacher with features that can be read, got 'rkd'$"):
+        run(SMALL | {"loss": "rkd"})
+
+
+def test_sparse_weights_are_zero_in_the_deployed_network_and_save_its_bytes(tmp_path: Path) -> None:
+    wide = SMALL | {"student.width": 16}
+    dense = run(wide)
+    sparse = run(wide | {"sparsity.kind": "cubic", "sparsity.final": 0.8}, save_to=tmp_path)
+    weights = [value for value in load_weights(tmp_path / WEIGHTS_FILE).parameters() if value.ndim > 1]
+    zeros, total = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    assert zeros / total == pytest.approx(0.8, abs=0.01)
+    assert sparse.details["sparsity"] == pytest.approx(0.8, abs=0.01)
+    assert sparse.metrics["model_bytes"] < 0.6 * dense.metrics["model_bytes"]
+    assert onnx_tensor_bytes(tmp_path / ONNX_FILE) == sparse.metrics["model_bytes"]
+    assert sparse.metrics["macs"] == dense.metrics["macs"]
+    deployed = onnx_logits(tmp_path / ONNX_FILE, TASK.validation.inputs)
+    assert accuracy(deployed, TASK.validation.labels) == sparse.metrics["val_accuracy"]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_falling_sparsity_restores_nothing(kind: str) -> None:
+    result = run(SMALL | {"sparsity.kind": kind, "sparsity.start": 0.8, "sparsity.end": 0.0})
+    first = next(stage for stage in result.stages if stage.stage == "sparsify")
+    assert result.details["sparsity"] == first.metrics["sparsity"] > 0.3
+
+
+def test_a_sparsity_that_was_never_applied_is_a_failed_trial() -> None:
+    with pytest.raises(TrialFailure, match=r"^no_effect: sparsity 0\.5 was never applied$"):
+        run(SMALL | {"sparsity.kind": "cosine", "sparsity.start": 0.5, "fine_tune_epochs": 1})
+
+
+def test_standardized_logits_of_two_classes_are_refused() -> None:
+    two = replace(TASK, class_names=("a", "b"))
+    with pytest.raises(InputError, match=r"^logit_standardization: needs three classes or more"):
+        run(SMALL | {"logit_standardization": True}, task=two)
+
+
+def test_a_threshold_that_takes_nothing_is_a_failed_trial() -> None:
+    with pytest.raises(TrialFailure, match=r"^no_effect: threshold 1e-08 removed none of \d+ weights$"):
+        run(SMALL | {"sparsity_threshold": 1e-8})
+
+
+def test_a_macs_target_is_met() -> None:
+    whole = run(SMALL | {"student.width": 8})
+    half = run(SMALL | {"student.width": 8, "pruning_ratio": 0.5, "pruning_target": "macs"})
+    assert 0.3 * whole.metrics["macs"] < half.metrics["macs"] <= 0.5 * whole.metrics["macs"]
+
+
+def test_a_student_that_int8_hurts_is_fine_tuned_in_simulated_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(SMALL)
+    assert "quantization_aware" not in [stage.stage for stage in plain.stages]
+    monkeypatch.setattr(stages, "QUANTIZATION_LOSS", -1.0)  # as if every student had lost that much
+    tuned = run(SMALL | {"quantization_epochs": 2})
+    assert [stage.stage for stage in tuned.stages] == ["distill", "quantize", "quantization_aware"]
+    assert [epoch.stage for epoch in tuned.curve[5:]] == ["quantization_aware"] * 2
+    before = next(stage for stage in tuned.stages if stage.stage == "quantize")
+    assert tuned.metrics["val_accuracy"] >= before.metrics["val_accuracy"]
+    assert tuned.metrics["parameters"] == plain.metrics["parameters"]
+
+
+def test_unlabelled_inputs_teach_what_the_labels_do_not() -> None:
+    few = synthetic_task(counts=(6, 60, 60), noise=1.5)
+    many = replace(few, unlabelled=synthetic_task(counts=(240, 60, 60), noise=1.5).train.inputs)
+    accuracies = [
+        run(SMALL | {"epochs": 12, "quantize": "none"}, task=task, teacher=knowing_teacher_of_all(task)).metrics
+        for task in (few, many)
+    ]
+    assert accuracies[1]["val_accuracy"] > accuracies[0]["val_accuracy"] + 0.05
+
+
+def knowing_teacher_of_all(task: Task) -> Teacher:
+    """Return a teacher that knows the class of the unlabelled inputs, too: they come by the same patterns."""
+    whole = synthetic_task(counts=(240, 60, 60), noise=1.5)
+    teacher = knowing_teacher(task)
+    if task.unlabelled is None:
+        return teacher
+    logits = torch.cat([teacher.logits["train"][0], knowing_teacher(whole).logits["train"][0]])
+    return replace(teacher, logits={**teacher.logits, "train": logits[None]})

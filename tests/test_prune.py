@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,11 @@ def loss_of(model: nn.Module) -> Tensor:
     return nn.functional.cross_entropy(model(inputs), torch.arange(16) % 3)
 
 
+def one_batch(model: nn.Module) -> Iterator[None]:
+    loss_gradients(model)
+    yield
+
+
 def loss_gradients(model: nn.Module) -> None:
     loss_of(model).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
@@ -182,16 +188,41 @@ def test_taylor_without_gradients_is_refused() -> None:
         pruned_to(model, 0.5, total_channels(model), importance="taylor")
 
 
+@pytest.mark.parametrize("freeze", [("0", "1"), ("1",)])
+def test_a_frozen_layer_counts_nothing_for_taylor(freeze: tuple[str, ...]) -> None:
+    model = network(depth=2)
+    for name in freeze:
+        model.get_submodule(name).requires_grad_(False)
+    batch = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model(batch).square().sum().backward()
+    first, second = (channel_importance(model, group, "taylor") for group in channel_groups(model))
+    assert first.eq(0).all()
+    assert second.gt(0).any()
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_batchnorm_without_running_statistics_is_unprunable_by_folded_norms_alone(importance: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU(), nn.Linear(6, 3))
+    model(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    (group,) = channel_groups(model)
+    if importance in ("l1", "l2"):
+        with pytest.raises(TrialFailure, match=rf"^unprunable: {importance} needs running statistics, which layer 1 "):
+            channel_importance(model, group, importance)
+    else:
+        assert channel_importance(model, group, importance).shape == (6,)
+
+
 def test_taylor_reads_fresh_gradients_and_leaves_none_behind() -> None:
     model = network()
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e6)  # left over from training
     seen: list[nn.Module] = []
 
-    def gradients(given: nn.Module) -> None:
+    def gradients(given: nn.Module) -> Iterator[None]:
         assert all(parameter.grad is None for parameter in given.parameters())
         seen.append(given)
         loss_gradients(given)
+        yield
 
     pruned = pruned_to(model, 0.5, total_channels(model), importance="taylor", gradients=gradients)
     assert seen == [model]
@@ -207,7 +238,7 @@ def test_taylor_reads_fresh_gradients_and_leaves_none_behind() -> None:
 def test_the_importance_asked_for_decides_what_goes(family: str, importance: str) -> None:
     model = lived_in(network(family, width=8))
     before = total_channels(model)
-    pruned = pruned_to(model, 0.4, before, importance=importance, gradients=loss_gradients)
+    pruned = pruned_to(model, 0.4, before, importance=importance, gradients=one_batch)
     loss_gradients(model)
     values = {name: [channel_importance(model, g, name) for g in channel_groups(model)] for name in IMPORTANCES}
     expected = keep_channels(model, choose_channels(values[importance], remove=math.ceil(0.4 * before)))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from metasearch.models.lowered import Convolution, Linear, LoweredNetwork, Opera
 from metasearch.quantization_aware import FakeQuantized
 from metasearch.quantize import Quantization, quantize, quantize_with
 from metasearch.sparse import apply_masks, magnitude_masks
-from metasearch.training import Loss, Schedule, TrainingData, train
+from metasearch.training import OfLogits, Schedule, TrainingData, train
 from tests.synthetic import synthetic_task
 
 TASK = synthetic_task(counts=(120, 60, 300), noise=1.0)
@@ -54,7 +55,7 @@ def squared_error(student: Tensor, teacher: Tensor, labels: Tensor, *, temperatu
 def trained(
     model: nn.Module,
     *,
-    loss: Loss = cross_entropy,
+    loss: Callable[..., Tensor] = cross_entropy,
     teacher: Tensor | None = None,
     epochs: int = 8,
     rate: float = 0.01,
@@ -65,9 +66,9 @@ def trained(
     )
     data = TrainingData.without_teacher(TASK, device=torch.device("cpu"))
     if teacher is not None:
-        data = replace(data, teacher_logits=teacher[None])
+        data = replace(data, teaching={"logits": teacher[None]})
     generator = torch.Generator().manual_seed(0)
-    for _ in train(model, data, loss=loss, schedule=schedule, generator=generator, stage="distill"):
+    for _ in train(model, data, objective=OfLogits(loss), schedule=schedule, generator=generator, stage="distill"):
         pass
     return model.eval()
 

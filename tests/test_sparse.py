@@ -185,3 +185,11 @@ def test_zeros_survive_folding_and_int8() -> None:
 
 def weights(operations: tuple[object, ...]) -> list[Tensor]:
     return [operation.weight for operation in operations if isinstance(operation, (Convolution, Linear))]
+
+
+@pytest.mark.parametrize("asked", [{"sparsity": 0.5}, {"threshold": 0.5}])
+def test_a_network_without_convolutions_and_linear_layers_has_nothing_to_remove(asked: dict[str, float]) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.ReLU())
+    with pytest.raises(TrialFailure, match=r"^no_effect: .* removed none of 0 weights"):
+        magnitude_masks(model, **asked)
+    assert magnitude_masks(model, sparsity=0.0) == {}

@@ -18,8 +18,9 @@ import pytest
 import torch
 from optuna.study import Study
 
-from metasearch import pipeline
+from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
+from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search import store
 from metasearch.search.early_stopping import SuccessiveHalving
@@ -158,10 +159,10 @@ def test_a_pipeline_that_runs_out_of_memory_is_a_failure_of_its_configuration(
         exhaust()
         yield None
 
-    monkeypatch.setattr(pipeline, "train", train)
+    monkeypatch.setattr(run_module, "train", train)
     task = load_task(TaskSource("digits"))
     config = {"student.family": "mlp", "student.width": 4, "student.depth": 1, "alpha": 0.0}
-    outcome = outcome_of(lambda request, shared: pipeline.pipeline_steps(task, config))
+    outcome = outcome_of(lambda request, shared: pipeline_steps(task, config))
     assert outcome.failure is not None
     assert outcome.failure["reason"] == "out_of_memory"
     assert "\n" not in outcome.failure["message"]

@@ -1,0 +1,148 @@
+"""The state of one pipeline run: the student as it stands, and what was recorded on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from metasearch.configuration import Configuration
+from metasearch.errors import InputError
+from metasearch.hypergradient import Hypergradient
+from metasearch.measure import accuracy, count_macs, count_parameters, predict
+from metasearch.models import FAMILIES, NetworkSpec, build_network
+from metasearch.models.lowered import LoweredNetwork
+from metasearch.models.module_network import ModuleNetwork, deployable, require_int8
+from metasearch.objective import DistillationObjective
+from metasearch.quantize import QuantizedNetwork
+from metasearch.records import EpochReport, StageResult
+from metasearch.tasks import Task
+from metasearch.teachers import VIEWS, Teacher
+from metasearch.training import Schedule, TrainingData, train, validation_accuracy
+
+Deployed = LoweredNetwork | QuantizedNetwork | ModuleNetwork
+
+
+@dataclass
+class Run:
+    """The state of one pipeline run: the network as it stands, and what was recorded on the way."""
+
+    task: Task
+    configuration: Configuration
+    teacher: Teacher | None
+    seed: int
+    device: torch.device
+    stages: list[StageResult] = field(default_factory=list)
+    curve: list[EpochReport] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        c = self.configuration
+        self.spec = NetworkSpec(c.family, width=round(c.width(0.0)), depth=c.depth)
+        self.model = build_network(
+            self.spec, input_shape=self.task.input_shape, classes=self.task.classes, seed=self.seed
+        ).to(self.device)
+        self.validation_logits = torch.empty(0)
+        if c.logit_standardization and self.task.classes == 2:
+            raise InputError("logit_standardization", "needs three classes or more: of two it leaves no gradient", True)
+        if c.quantize != "none" and c.family not in FAMILIES:
+            require_int8(self.deployable())  # before a network of the user's is trained that int8 cannot take
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.distill_epochs = c.epochs if c.compresses else c.epochs + c.fine_tune_epochs
+
+    def train(
+        self,
+        stage: str,
+        epochs: int,
+        reshape: Callable[[nn.Module, int], nn.Module] | None,
+        *,
+        scale: float = 1.0,
+        after_step: Callable[[nn.Module], None] | None = None,
+        features: bool = True,
+    ) -> Iterator[EpochReport]:
+        """Train self.model. scale: of the learning rate. features: whether a loss of features takes part."""
+        c = self.configuration
+        policy = c.learning_rate
+        adaptive = policy.kind == "hypergradient"
+        schedule = Schedule(
+            learning_rate=Hypergradient.of(policy, scale=scale) if adaptive else lambda p: scale * policy(p),
+            temperature=c.temperature,
+            epochs=epochs,
+            batch_size=c.batch_size,
+            optimizer=c.optimizer,
+            momentum=c.momentum,
+            weight_decay=c.weight_decay,
+        )
+        started = time.perf_counter()
+        done = len(self.curve)
+        for model, epoch in train(
+            self.model,
+            self.training_data,
+            objective=self.objective(features=features),
+            schedule=schedule,
+            generator=self.generator,
+            stage=stage,
+            reshape=reshape,
+            after_step=after_step,
+        ):
+            self.model = model
+            planned = max(c.epochs + c.fine_tune_epochs, done + epochs)
+            self.curve.append(replace(epoch, epoch=done + epoch.epoch, epochs=planned))
+            yield self.curve[-1]
+        self.stages.append(StageResult(stage, time.perf_counter() - started, self.network_metrics(self.model)))
+
+    def deployable(self) -> LoweredNetwork | ModuleNetwork:
+        """Return the network as it stands in the form in which it can be deployed, in floats."""
+        return deployable(self.model, normalisation=self.task.normalisation, input_shape=self.task.input_shape)
+
+    def objective(self, *, features: bool) -> DistillationObjective:
+        """Return what the configuration trains for. features: whether its loss of features, if any, takes part."""
+        c = self.configuration
+        return DistillationObjective(
+            loss=c.loss,
+            features=features,
+            alpha=c.alpha,
+            input_shape=self.task.input_shape,
+            label_smoothing=c.label_smoothing,
+            feature_weight=c.feature_weight,
+            standardized=c.logit_standardization,
+            shapes={name: tuple(values.shape[2:]) for name, values in self.training_data.teaching.items()},
+            seed=self.seed,
+        )
+
+    @cached_property
+    def training_data(self) -> TrainingData:
+        """The train split (and the unlabelled images) on the device, with what the teacher says of them."""
+        task, augmented = self.task, self.configuration.augment and bool(self.task.augmentation)
+        if self.teacher is None or self.configuration.alpha == 0:
+            return TrainingData.without_teacher(
+                task, device=self.device, views=VIEWS if augmented else 0, seed=self.seed
+            )
+        taught = task.taught
+        teaching = self.teacher.teaching("views" if augmented else "train", loss=self.configuration.loss)
+        return TrainingData(
+            task,
+            taught.inputs.to(self.device),
+            taught.labels.to(self.device),
+            {name: values.to(self.device) for name, values in teaching.items()},
+            augmented,
+            self.teacher.seed,
+        )
+
+    def validate(self, network: Deployed) -> float:
+        """Keep the logits of the validation split; return their accuracy."""
+        self.validation_logits = predict(network, self.task.validation.inputs, device=self.device)
+        return accuracy(self.validation_logits, self.task.validation.labels)
+
+    def network_metrics(self, model: nn.Module) -> dict[str, float]:
+        """Return what is recorded of the network after every stage."""
+        return {
+            "val_accuracy": validation_accuracy(model, self.task, device=self.device),
+            "parameters": count_parameters(model),
+            "macs": count_macs(model, self.task.input_shape),
+        }
