@@ -1,14 +1,16 @@
 """What every study is compared with: its front with several seeds, and its controls, in a companion study.
 
 For each chosen student of the front: `final` runs it again with fresh seeds and reads the test split; `direct` distils
-an unpruned student of the same family and the nearest MACs with the same budget; `alone` trains the same student
-without the teacher. The companion `NAME/controls` is seen by no sampler.
+an unpruned student of the same family and the nearest MACs with the same budget, if one can be built; `alone` trains
+the same student without the teacher. The companion `NAME/controls` is seen by no sampler.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import optuna
@@ -16,9 +18,10 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from metasearch.errors import InputError
+from metasearch.errors import InputError, MetasearchError
 from metasearch.measure import count_macs
 from metasearch.models import NetworkSpec, build_network
+from metasearch.parameters import PARAMETERS
 from metasearch.records import Config
 from metasearch.search.ledger import Proposal, trial_seed
 from metasearch.search.pareto import Front, hypervolume
@@ -127,27 +130,52 @@ def _roles(number: int, config: Config, metrics: dict[str, float], task: Task, s
         value for path, value in config.items() if path.startswith("pruning_ratio") and path != "pruning_ratio.kind"
     ):
         width = width_of_macs(config, metrics["macs"], task)
-        direct = without_pruning | {"pruning_ratio": 0.0, "student.width": width}
-        roles.append({"role": "direct", "of": number, "seed": seeds[0], "config": direct})
+        if width is not None:
+            direct = without_pruning | {"pruning_ratio": 0.0, "student.width": width}
+            roles.append({"role": "direct", "of": number, "seed": seeds[0], "config": direct})
     if config["alpha"] > 0:
-        roles.append({"role": "alone", "of": number, "seed": seeds[0], "config": config | {"alpha": 0.0}})
+        alone = config | {"alpha": 0.0} | _as_many_steps(config, task)
+        roles.append({"role": "alone", "of": number, "seed": seeds[0], "config": alone})
     return roles
 
 
-def width_of_macs(config: Config, macs: float, task: Task) -> int:
-    """Return the width at which the configuration's family and depth come nearest to `macs`."""
+def _as_many_steps(config: Config, task: Task) -> Config:
+    """Return the epochs over the labelled examples that have the steps of those over the unlabelled ones, too."""
+    if task.unlabelled is None:
+        return {}
+    times = 1 + len(task.unlabelled) / len(task.train)
+    high = PARAMETERS["epochs"].high
+    return {
+        name: min(round(times * config[name]), int(high)) for name in ("epochs", "fine_tune_epochs") if name in config
+    }
 
-    def macs_at(width: int) -> int:
+
+def width_of_macs(config: Config, macs: float, task: Task) -> int | None:
+    """Return the width at which the configuration's family and depth come nearest to `macs`, None if none can be built.
+
+    A user's family may refuse some widths (GroupNorm(8, width)): the search is among the others.
+    """
+
+    @cache
+    def macs_at(width: int) -> int | None:
         spec = NetworkSpec(config["student.family"], width=width, depth=config["student.depth"])
-        network = build_network(spec, input_shape=task.input_shape, classes=task.classes, seed=0)
+        try:
+            network = build_network(spec, input_shape=task.input_shape, classes=task.classes, seed=0)
+        except MetasearchError:
+            return None
         return count_macs(network, task.input_shape)
 
-    low, high = 1, WIDEST
-    while low < high:  # MACs grow with width: find the narrowest that reaches them
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if macs_at(middle) < macs else (low, middle)
-    below = max(low - 1, 1)
-    return below if abs(macs_at(below) - macs) < abs(macs_at(low) - macs) else low
+    def first(widths: range) -> int | None:
+        return next((width for width in widths if macs_at(width) is not None), None)
+
+    def reaches(width: int) -> bool:
+        found = first(range(width, WIDEST + 1))
+        return found is None or (macs_at(found) or 0) >= macs
+
+    widths = range(1, WIDEST + 1)
+    middle = bisect.bisect_left(widths, True, key=reaches) + 1  # MACs grow with width
+    nearest = [width for width in (first(range(middle - 1, 0, -1)), first(range(middle, WIDEST + 1))) if width]
+    return min(nearest, key=lambda width: abs((macs_at(width) or 0) - macs), default=None)
 
 
 def roles_of(study: Study) -> list[tuple[dict[str, Any], optuna.trial.FrozenTrial]]:

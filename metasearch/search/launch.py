@@ -33,6 +33,7 @@ from metasearch.search.garbage import claim
 from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal, check_distinct
 from metasearch.search.objectives import Constraint
+from metasearch.search.possible import feature_losses, possible_with_task, possible_with_teacher
 from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
 from metasearch.search.samplers import check_sampler, make_sampler
 from metasearch.search.space import Space
@@ -99,22 +100,28 @@ class PipelineWorker:
     source: TaskSource
     teacher: Teacher
     logits: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
     device: str
     threads: int
 
     @classmethod
     def of(cls, source: TaskSource, teacher: Teacher, *, device: str, threads: int) -> PipelineWorker:
         """Return the worker of a task and its teacher, whose tensors travel as arrays."""
-        logits = {name: tensor.numpy() for name, tensor in teacher.logits.items()}
-        return cls(source, replace(teacher, logits={}), logits, device, threads)
+        logits, features = (
+            {name: tensor.numpy() for name, tensor in tensors.items()} for tensors in (teacher.logits, teacher.features)
+        )
+        return cls(source, replace(teacher, logits={}, features={}), logits, features, device, threads)
 
     def __call__(self) -> tuple[Task, Teacher, str]:
         """Return what every trial shares."""
         torch.set_num_threads(self.threads)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            logits = {name: torch.from_numpy(array) for name, array in self.logits.items()}
-        return load_task(self.source), replace(self.teacher, logits=logits), self.device
+            logits, features = (
+                {name: torch.from_numpy(array) for name, array in arrays.items()}
+                for arrays in (self.logits, self.features)
+            )
+        return load_task(self.source), replace(self.teacher, logits=logits, features=features), self.device
 
 
 def run_request(request: TrialRequest, shared: tuple[Task, Teacher, str]) -> Generator[EpochReport, None, TrialResult]:
@@ -140,13 +147,14 @@ def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True)
     constraints = [*map(str, options.space.constraints), *options.constraints]
     for text in constraints:
         Constraint.parse(text, place="--constraint")
-    for position, config in enumerate(options.enqueue):
-        options.space.check_parameters(config, f"--enqueue[{position}]")
-    check_distinct(options.enqueue, "--enqueue")
     source = options.source.absolute()
     task = load_task(source)
+    space, _ = possible_with_task(options.space, task)
     teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
-    check_teacher(teacher, task, views=_augmented(options.space))
+    space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=_augmented(space)))
+    for position, config in enumerate(options.enqueue):
+        space.check_parameters(config, f"--enqueue[{position}]")
+    check_distinct(options.enqueue, "--enqueue")
     name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
     description = StudyDescription(
         task=asdict(source),
@@ -232,8 +240,11 @@ class _Search:
             raise InputError(
                 f"task {source.text}", "has changed since the study was made", f"digest={task.fingerprint[:12]}"
             )
-        space = d.parsed_space()
+        space, left_out = possible_with_task(d.parsed_space(), task)
         teacher = self._teacher(task, space)
+        space, more = possible_with_teacher(space, teacher.feature_names)
+        for line in (*left_out, *more):
+            self.watcher.stage(line)
         prepare = PipelineWorker.of(source, teacher, device=d.device, threads=self.resources.threads)
         timer = Timer(d.timeout_s, self.stop.set, ["the time limit was reached"]) if d.timeout_s else None
         if timer is not None:
@@ -263,8 +274,11 @@ class _Search:
             seed=self.description.seed,
             device=self.description.device,
             views=_augmented(space),
+            features=feature_losses(space),
             progress=self._epoch,
         )
+        shown = [name for name in ("val_accuracy", "val_ece", "parameters", "macs") if name in teacher.metrics]
+        self.watcher.stage(f"the teacher's {', '.join(f'{name} {teacher.metrics[name]:.4g}' for name in shown)}")
         self.study.set_user_attr("teacher", {"spec": teacher.spec, "metrics": dict(teacher.metrics)})
         return teacher
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import yaml
 from optuna import Trial
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from metasearch.errors import InputError, NotFoundError
 from metasearch.parameters import (
-    KIND_RULE,
     PARAMETERS,
     POLICIES,
     Rule,
     Value,
+    kind_rule,
     policy_parameter_rule,
+    section_path,
 )
 from metasearch.records import Config
 from metasearch.resources import resource_folder
@@ -115,6 +116,22 @@ class Space:
             elif path in params:
                 setting.check(values[path], f"{place}: {path}")
 
+    def without(self, impossible: Mapping[str, Mapping[Value, str]]) -> Space:
+        """Return the space without some choices. impossible: path -> choice -> why it cannot be.
+
+        Raises InputError with the reason where a setting has no other value.
+        """
+        settings = []
+        for setting in self.settings:
+            reasons = impossible.get(setting.path, {})
+            left = tuple(choice for choice in setting.choices if choice not in reasons)
+            if setting.choices and not left:
+                raise InputError(section_path(setting.path), reasons[setting.choices[0]], setting.choices[0])
+            if len(left) < len(setting.choices):
+                setting = replace(setting, domain=left[0] if len(left) == 1 else CategoricalDistribution(left))
+            settings.append(setting)
+        return replace(self, settings=tuple(settings))
+
     def to_yaml(self) -> str:
         """Return YAML, defaults spelled out, that reads back as an equal space."""
         return yaml.safe_dump(self._document(), sort_keys=False, allow_unicode=True)
@@ -138,7 +155,7 @@ class Space:
             return (PARAMETERS | POLICIES)[setting.path]
         policy, _, parameter = setting.path.rpartition(".")
         if parameter == "kind":
-            return KIND_RULE
+            return kind_rule(policy)
         kinds = dict(setting.when).get(f"{policy}.kind") or (self.fixed[f"{policy}.kind"],)
         return policy_parameter_rule(policy, str(kinds[0]), parameter)
 

@@ -15,12 +15,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from metasearch.errors import InputError
 from metasearch.parameters import (
-    KIND_RULE,
     PARAMETERS,
     POLICIES,
     POLICY_DEFAULTS,
     Rule,
     Value,
+    kind_rule,
     policy_parameter_rule,
     policy_parameters,
     section_path,
@@ -49,7 +49,15 @@ def read_settings(policies: object, parameters: object, place: str) -> tuple[Set
     for name in POLICIES:
         settings += _read_policy(name, policies.get(name, POLICY_DEFAULTS[name]), f"{place}: policies.{name}")
     by_path = {setting.path: setting for setting in settings}
+    _check_loss(by_path["loss"], by_path["student.family"], f"{place}: parameters.loss")
     return in_order([_with_checked_conditions(setting, by_path, place) for setting in settings], place)
+
+
+def _check_loss(loss: Setting, family: Setting, place: str) -> None:
+    """Raise InputError where the loss at, which needs feature maps, can meet the family mlp, which has none."""
+    families = dict(loss.when).get(family.path, family.choices)
+    if "at" in loss.choices and "mlp" in families:
+        raise InputError(place, "at needs feature maps: add a `when` on student.family that leaves mlp out", "at")
 
 
 def read_domain(raw: object, rule: Rule, place: str) -> tuple[Value | BaseDistribution, tuple[Condition, ...]]:
@@ -127,7 +135,7 @@ def _read_policy(name: str, raw: object, place: str) -> list[Setting]:
         return [Setting(name, domain)]
     if "kind" not in raw:
         raise InputError(f"{place}.kind", f"is required beside {next(iter(raw))}")
-    domain, when = read_domain(raw["kind"], KIND_RULE, f"{place}.kind")
+    domain, when = read_domain(raw["kind"], kind_rule(name), f"{place}.kind")
     if when:
         raise InputError(f"{place}.kind.when", "is not possible: a policy is always active")
     kind = Setting(f"{name}.kind", domain)

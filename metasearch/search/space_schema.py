@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from metasearch.parameters import (
-    KIND_RULE,
     LAST_VALUES,
     PARAMETERS,
     POLICIES,
     SHARES,
     Rule,
+    kind_rule,
+    kinds_of,
     policy_parameter_rule,
     policy_parameters,
 )
-from metasearch.policies import KINDS, parameter_names
+from metasearch.policies import parameter_names
 from metasearch.resources import resource_folder
 from metasearch.search.objectives import CONSTRAINT_METRICS, OBJECTIVE_METRICS, UNITS
 
@@ -88,7 +89,7 @@ def _definitions() -> Schema:
     """Return the schemas that policies share: conditions, and what each parameter of a policy may be."""
     definitions = {"when": WHEN}
     for policy in POLICIES:
-        for kind in KINDS:
+        for kind in kinds_of(policy):
             for parameter in policy_parameters(kind):
                 rule = policy_parameter_rule(policy, kind, parameter)
                 schema = _fixed_or_searched(rule, when=True)
@@ -133,7 +134,7 @@ def _policy(name: str, rule: Rule) -> Schema:
     short = _fixed_or_searched(rule, when=False)
     forms: list[Schema] = [*short["anyOf"]]
     searched: dict[str, list[Schema]] = {}
-    for kind in KINDS:
+    for kind in kinds_of(name):
         parameters = {
             parameter: {
                 "description": policy_parameter_rule(name, kind, parameter).about,
@@ -146,7 +147,7 @@ def _policy(name: str, rule: Rule) -> Schema:
         for parameter, schema in parameters.items():
             if schema not in searched.setdefault(parameter, []):
                 searched[parameter].append(schema)
-    kinds = _mapping({"choices": _choices(_value(KIND_RULE))}, required=("choices",))
+    kinds = _mapping({"choices": _choices(_value(kind_rule(name)))}, required=("choices",))
     any_parameter = {p: schemas[0] if len(schemas) == 1 else {"anyOf": schemas} for p, schemas in searched.items()}
     forms.append(_mapping({"kind": kinds, **any_parameter}, required=("kind",)))
     return {"description": rule.about, "anyOf": forms}

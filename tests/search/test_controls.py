@@ -28,6 +28,7 @@ from metasearch.search.ledger import Ledger, trial_seed
 from metasearch.search.pareto import Front
 from metasearch.search.store import FAILURE, ROLE, StudyDescription, create_study, open_storage
 from metasearch.tasks import Task, TaskSource, load_task
+from tests.synthetic import synthetic_task
 
 CONFIG = {"student.family": "mlp", "student.width": 16, "student.depth": 2, "alpha": 0.5, "epochs": 1}
 PRUNED = CONFIG | {"pruning_ratio": 0.5}
@@ -104,6 +105,15 @@ def test_a_student_without_pruning_or_teacher_needs_no_control(storage: RDBStora
     assert [role["role"] for role in found] == ["final"] * FINAL_SEEDS
 
 
+def test_the_student_without_the_teacher_makes_as_many_steps_as_with_unlabelled_inputs(
+    storage: RDBStorage, study: Study, task: Task
+) -> None:
+    more = replace(task, unlabelled=task.train.inputs[: len(task.train) // 2])
+    config = CONFIG | {"epochs": 10, "fine_tune_epochs": 4}
+    alone = roles(companion(storage, study, DESCRIPTION, {3: (config, {"macs": 900})}, more))[-1]["config"]
+    assert alone == config | {"alpha": 0.0, "epochs": 15, "fine_tune_epochs": 6}
+
+
 @pytest.mark.parametrize("macs", [100, 1_000, 5_000, 20_000])
 def test_the_direct_student_has_the_width_with_the_nearest_macs(macs: int, task: Task) -> None:
     def distance(width: int) -> float:
@@ -112,7 +122,23 @@ def test_the_direct_student_has_the_width_with_the_nearest_macs(macs: int, task:
         return abs(count_macs(network, task.input_shape) - macs)
 
     found = width_of_macs(CONFIG, macs, task)
+    assert found is not None
     assert distance(found) == min(distance(width) for width in range(1, 40))
+
+
+@pytest.mark.parametrize(("macs", "width"), [(1, 8), (15_000, 24), (1e6, 256)])
+def test_widths_at_which_a_family_cannot_be_built_are_skipped(macs: float, width: int) -> None:
+    task = synthetic_task(shape=(1, 10, 10))  # 24 channels of 8 x 8 pixels from 3 x 3: 13,824 MACs
+    config = CONFIG | {"student.family": "tests.user_networks:in_eights"}
+    assert width_of_macs(config, macs, task) == width
+
+
+def test_a_family_that_cannot_be_built_any_more_has_no_direct_control(
+    storage: RDBStorage, study: Study, task: Task
+) -> None:
+    config = PRUNED | {"student.family": "tests.user_networks:raising"}
+    found = roles(companion(storage, study, DESCRIPTION, {3: (config, {"macs": 900})}, task))
+    assert [role["role"] for role in found] == ["final"] * FINAL_SEEDS + ["alone"]
 
 
 def test_a_resumed_search_queues_no_run_twice(storage: RDBStorage, study: Study, task: Task) -> None:

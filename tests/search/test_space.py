@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from metasearch.errors import InputError, NotFoundError
 from metasearch.parameters import (
     FAMILY_NAMES,
-    KIND_RULE,
     PARAMETERS,
     POLICIES,
     Rule,
+    kind_rule,
+    kinds_of,
     policy_parameter_rule,
     policy_parameters,
 )
@@ -126,12 +127,20 @@ def test_omitted_policies_and_parameters_have_their_defaults() -> None:
         "fine_tune_scale": 0.3,
         "augment": False,
         "label_smoothing": 0.0,
+        "loss": "kd",
+        "logit_standardization": False,
+        "feature_weight": 1.0,
+        "pruning_importance": "l2",
+        "pruning_target": "channels",
+        "sparsity_threshold": 0.0,
         "quantize": "int8",
+        "quantization_epochs": 2,
         "learning_rate.kind": "one_cycle",
         "learning_rate.peak": 0.01,
         "temperature": 4.0,
         "student.width": 16,
         "pruning_ratio": 0.0,
+        "sparsity": 0.0,
     }
 
 
@@ -222,7 +231,7 @@ def test_presets_are_the_four_that_the_readme_names() -> None:
 def test_no_pruning_is_well_within_reach_where_pruning_is_searched() -> None:
     for preset in ("quick", "distill_compress", "tiny_device"):
         rng = np.random.default_rng(0)
-        drawn = [load_space(preset).sample(rng)["pruning_ratio.final"] for _ in range(200)]
+        drawn = [load_space(preset).sample(rng).get("pruning_ratio.final", 0.0) for _ in range(200)]
         assert drawn.count(0.0) > 10
 
 
@@ -401,6 +410,8 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         for name, rule in POLICIES.items()
         if draw(st.booleans())
     }
+    if "mlp" in str(parameters.get("student.family")) and "at" in str(parameters.get("loss")):
+        del parameters["loss"]  # the reader refuses that pair
     targets = [name for name, raw in parameters.items() if isinstance(raw, dict) and "choices" in raw]
     if targets:
         target = draw(st.sampled_from(targets))
@@ -430,9 +441,10 @@ def test_space_survives_yaml_and_gives_whole_configurations(document: dict[str, 
     check_configuration(space, space.configuration(chosen))
 
 
-@given(st.sampled_from(sorted(KINDS)), st.sampled_from(sorted(POLICIES)), st.data())
+@given(st.sampled_from(sorted(POLICIES)), st.data())
 @settings(deadline=None)
-def test_a_policy_that_the_reader_accepts_constructs(kind: str, name: str, data: st.DataObject) -> None:
+def test_a_policy_that_the_reader_accepts_constructs(name: str, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(kinds_of(name)))
     drawn = {p: data.draw(domains(policy_parameter_rule(name, kind, p))) for p in policy_parameters(kind)}
     try:
         space = space_of(yaml.safe_dump({"policies": {name: {"kind": kind, **drawn}}}))
@@ -441,5 +453,6 @@ def test_a_policy_that_the_reader_accepts_constructs(kind: str, name: str, data:
     check_configuration(space, space.configuration(space.sample(np.random.default_rng(0))))
 
 
-def test_policy_kinds_are_those_of_the_policies() -> None:
-    assert KIND_RULE.choices == tuple(KINDS)
+def test_only_a_learning_rate_may_adapt_by_hypergradient() -> None:
+    assert kind_rule("learning_rate").choices == tuple(KINDS)
+    assert set(KINDS) - set(kind_rule("temperature").choices) == {"hypergradient"}
