@@ -1,4 +1,5 @@
-"""Speed beside what a user would write without metasearch: `python -m tests.bench [--quick] [overhead|throughput ...]`.
+"""Speed beside what a user would write without metasearch, and what the methods gain:
+`python -m tests.bench [--quick] [NAME ...]`.
 
 Prints one table each, with how it was measured. Exit code 1 if a stated target is missed.
 """
@@ -8,21 +9,26 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import overhead, throughput
+from tests.bench import distillation, overhead, pruning, throughput
 
 BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run}
+STUDIES = {"distillation": distillation.run, "unlabelled": distillation.run_unlabelled, "pruning": pruning.run}
+"""What is measured of the methods rather than of the program's speed: by name only."""
 
 
 def main() -> int:
     """Run the benchmarks that the command line names, all by default; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measured speed, against its targets.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    known = BENCHMARKS | STUDIES
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; {' and '.join(BENCHMARKS)} by default"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; no target is judged")
     arguments = parser.parse_args()
     for name in arguments.names:
-        if name not in BENCHMARKS:
-            parser.error(f"{name}: must be one of {', '.join(BENCHMARKS)}")
-    verdicts = [BENCHMARKS[name](quick=arguments.quick) for name in arguments.names or BENCHMARKS]
+        if name not in known:
+            parser.error(f"{name}: must be one of {', '.join(known)}")
+    verdicts = [known[name](quick=arguments.quick) for name in arguments.names or BENCHMARKS]
     print()
     for verdict in verdicts:
         word = {True: "met", False: "MISSED", None: "not judged"}[verdict.met]
