@@ -30,11 +30,12 @@ def launch(
     """Search the student for a task and return the final front, as `best` does.
 
     task: as on the command line, or a TaskSource. storage: a URL. options: the other fields of
-    `metasearch.search.launch.Options` (name, objectives, constraints, sampler, seed, device, ...), and teacher: as on
+    `metasearch.search.prepare.Options` (name, objectives, constraints, sampler, seed, device, ...), and teacher: as on
     the command line, or a TeacherSource.
     """
     from metasearch.report.queries import best_frame
-    from metasearch.search.launch import Options, prepare_study, run_study
+    from metasearch.search.launch import run_study
+    from metasearch.search.prepare import Options, prepare_study
     from metasearch.search.runner import Resources
     from metasearch.search.space import load_space
     from metasearch.tasks import TaskSource
@@ -101,7 +102,7 @@ def run_configuration(
     """Run one configuration on a task as a search's trial would, its teacher trained or read from the cache first."""
     from metasearch.configuration import Configuration
     from metasearch.pipeline import run_pipeline
-    from metasearch.search.launch import resolve_device
+    from metasearch.search.prepare import resolve_device
     from metasearch.tasks import TaskSource, load_task
     from metasearch.teachers import teacher_for
 

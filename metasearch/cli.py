@@ -153,7 +153,7 @@ def launch(
     timeout_s = None if timeout is None else _seconds(timeout)
     loaded = load_space(space)
     store = open_storage(url, create=True)
-    from metasearch.search.launch import Options, prepare_study
+    from metasearch.search.prepare import Options, prepare_study
 
     options = Options(
         source=source,

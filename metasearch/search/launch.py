@@ -1,74 +1,37 @@
-"""A search from its options to its final front: task, teacher, study, trials, final runs, controls.
+"""A study from its description to its final front: task, teacher, trials, final runs, controls.
 
-`launch` makes the study and drives it, `resume` drives what is there; both come to the same place, so that a search
-that was interrupted anywhere ends as one that was not.
+New and interrupted ones are driven alike, so that a search that was interrupted anywhere ends as one that was not.
 """
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
-import subprocess
-import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from threading import Timer
 from typing import Any
 
-import numpy as np
-import torch
 from optuna.storages import RDBStorage
 from optuna.study import Study
 
-from metasearch.errors import InputError, MetasearchError, StorageError
-from metasearch.folders import home_folder
-from metasearch.pipeline import ONNX_FILE, pipeline_steps
-from metasearch.records import Config, EpochReport, TrialResult
+from metasearch.errors import InputError, MetasearchError
+from metasearch.pipeline import ONNX_FILE
+from metasearch.records import EpochReport, TrialResult
 from metasearch.search.controls import choose, companion, propose_control
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.garbage import claim
 from metasearch.search.lease import Lease
-from metasearch.search.ledger import Ledger, Proposal, check_distinct
+from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.objectives import Constraint
-from metasearch.search.possible import feature_losses, possible_with_task, possible_with_teacher
+from metasearch.search.pipeline_worker import PipelineWorker, run_request
+from metasearch.search.possible import feature_losses, needs_views, possible_with_task, possible_with_teacher
+from metasearch.search.prepare import check_writable
 from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
-from metasearch.search.samplers import check_sampler, make_sampler
+from metasearch.search.samplers import make_sampler
 from metasearch.search.space import Space
-from metasearch.search.store import (
-    DESCRIPTION,
-    StudyDescription,
-    create_study,
-    description_of,
-    load_study,
-    storage_errors,
-    study_exists,
-)
-from metasearch.search.worker import TrialRequest
+from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
 from metasearch.tasks import Task, TaskSource, load_task
-from metasearch.teachers import Teacher, TeacherSource, check_teacher, default_teacher, teacher_for
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them."""
-
-    source: TaskSource
-    space: Space
-    trials: int
-    name: str | None = None
-    objectives: tuple[str, ...] = ()
-    constraints: tuple[str, ...] = ()
-    sampler: str = "tpe"
-    seed: int = 0
-    teacher: TeacherSource | str | None = None
-    device: str = "auto"
-    early_stopping: bool = False
-    timeout_s: float | None = None
-    enqueue: tuple[Config, ...] = ()
-    artefacts: str | None = None
+from metasearch.teachers import Teacher, TeacherSource, teacher_for
 
 
 class Watcher:
@@ -93,98 +56,6 @@ class Outcome:
     failures: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PipelineWorker:
-    """Opens the task and the teacher in a worker process; sent there once, the logits (as arrays) without a copy."""
-
-    source: TaskSource
-    teacher: Teacher
-    logits: dict[str, np.ndarray]
-    features: dict[str, np.ndarray]
-    device: str
-    threads: int
-
-    @classmethod
-    def of(cls, source: TaskSource, teacher: Teacher, *, device: str, threads: int) -> PipelineWorker:
-        """Return the worker of a task and its teacher, whose tensors travel as arrays."""
-        logits, features = (
-            {name: tensor.numpy() for name, tensor in tensors.items()} for tensors in (teacher.logits, teacher.features)
-        )
-        return cls(source, replace(teacher, logits={}, features={}), logits, features, device, threads)
-
-    def __call__(self) -> tuple[Task, Teacher, str]:
-        """Return what every trial shares."""
-        torch.set_num_threads(self.threads)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            logits, features = (
-                {name: torch.from_numpy(array) for name, array in arrays.items()}
-                for arrays in (self.logits, self.features)
-            )
-        return load_task(self.source), replace(self.teacher, logits=logits, features=features), self.device
-
-
-def run_request(request: TrialRequest, shared: tuple[Task, Teacher, str]) -> Generator[EpochReport, None, TrialResult]:
-    """Run one trial's pipeline in a worker."""
-    task, teacher, device = shared
-    return pipeline_steps(
-        task,
-        request.config,
-        teacher=teacher,
-        seed=request.seed,
-        device=device,
-        save_to=request.folder,
-        read_test=request.read_test,
-    )
-
-
-def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True) -> tuple[StudyDescription, str]:
-    """Check the options, describe the study and (unless a dry run) create it; return description and name."""
-    check_sampler(options.sampler)
-    if options.trials < 1:
-        raise InputError("--trials", "must be at least 1", options.trials)
-    objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
-    constraints = [*map(str, options.space.constraints), *options.constraints]
-    for text in constraints:
-        Constraint.parse(text, place="--constraint")
-    source = options.source.absolute()
-    task = load_task(source)
-    space, _ = possible_with_task(options.space, task)
-    teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
-    space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=_augmented(space)))
-    for position, config in enumerate(options.enqueue):
-        space.check_parameters(config, f"--enqueue[{position}]")
-    check_distinct(options.enqueue, "--enqueue")
-    name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
-    description = StudyDescription(
-        task=asdict(source),
-        fingerprint=task.fingerprint,
-        space=options.space.text,
-        space_digest=options.space.digest,
-        objectives=objectives,
-        constraints=constraints,
-        trials=options.trials,
-        seed=options.seed,
-        sampler=options.sampler,
-        teacher=teacher.plain(),
-        device=resolve_device(options.device),
-        artefacts=options.artefacts or str(home_folder() / "artefacts"),
-        early_stopping=options.early_stopping,
-        versions={name: version(name) for name in ("metasearch", "torch", "optuna", "ray")}
-        | {"python": platform.python_version()},
-        commit=_commit(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        timeout_s=options.timeout_s,
-    )
-    _check_writable(Path(description.artefacts))
-    if create:
-        with storage_errors(str(storage.url)):
-            study = create_study(storage, name, description)
-            for config in options.enqueue:
-                study.enqueue_trial(config)
-    return description, name
-
-
 def run_study(
     storage: RDBStorage,
     name: str,
@@ -203,7 +74,7 @@ def run_study(
         description = description_of(study)
         if trials is not None and trials < description.trials:
             raise InputError("--trials", f"must be at least the study's {description.trials}", trials)
-        _check_writable(Path(description.artefacts))
+        check_writable(Path(description.artefacts))
         stop = StopFlag()
         lease = Lease(study, on_stop=stop.set)
         lease.acquire()
@@ -273,7 +144,7 @@ class _Search:
             source,
             seed=self.description.seed,
             device=self.description.device,
-            views=_augmented(space),
+            views=needs_views(space),
             features=feature_losses(space),
             progress=self._epoch,
         )
@@ -355,49 +226,6 @@ class _Search:
                 measured[str(number)] = {"median_ms": median, "spread_ms": spread}
         runs.set_user_attr("latency", measured)
         runs.set_user_attr("chosen", chosen)
-
-
-def _free_name(storage: RDBStorage, stem: str) -> str:
-    number = 1
-    while study_exists(storage, f"{stem}-{number}"):
-        number += 1
-    return f"{stem}-{number}"
-
-
-def resolve_device(text: str) -> str:
-    """Return cpu or cuda for auto, cpu or cuda. Raises InputError for another, or a cuda that is not there."""
-    if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if text == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device", "asks for cuda, but torch sees no such device", text)
-    if text not in {"cpu", "cuda"}:
-        raise InputError("--device", "must be auto, cpu or cuda", text)
-    return text
-
-
-def _augmented(space: Space) -> bool:
-    """Return whether any trial of the space may train on augmented views."""
-    return any(True in setting.choices for setting in space.settings if setting.path == "augment")
-
-
-def _commit() -> str:
-    """Return the commit of the checkout that this package lies in, or "" in an installed wheel."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git on this machine
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"0" * 4096)
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(f"artefact folder {folder}: must be writable: {error.strerror}") from error
 
 
 def _counted(failures: dict[str, int]) -> str:

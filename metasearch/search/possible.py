@@ -63,6 +63,11 @@ def feature_losses(space: Space) -> tuple[str, ...]:
     return tuple(loss for loss in FEATURE_LOSSES if loss in _choices(space, "loss"))
 
 
+def needs_views(space: Space) -> bool:
+    """Return whether a trial of the space may train on augmented views."""
+    return True in _choices(space, "augment")
+
+
 def _try_family(space: Space, family: str, task: Task) -> None:
     """Build the family as a random configuration of the space has it; raise its InputError if it refuses."""
     rng = np.random.default_rng(0)

@@ -17,8 +17,8 @@ import torch
 from metasearch.measure import predict
 from metasearch.models import NetworkSpec, build_network
 from metasearch.records import Config, TrialResult
-from metasearch.search.launch import PipelineWorker, run_request
 from metasearch.search.ledger import Ledger, Proposal
+from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.runner import Resources, StopFlag, drive
 from metasearch.search.store import open_storage
 from metasearch.tasks import Task, TaskSource, load_task

@@ -12,7 +12,8 @@ from optuna.storages import RDBStorage
 
 import metasearch
 from metasearch.errors import InputError, NotFoundError
-from metasearch.search.launch import Options, Watcher, _Search, prepare_study
+from metasearch.search.launch import Watcher, _Search
+from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources, StopFlag
 from metasearch.search.space import load_space
 from metasearch.search.store import description_of, load_study, open_storage, study_names

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metasearch.errors import InputError
 from metasearch.models import NetworkSpec
 from metasearch.objective import FEATURE_LOSSES
-from metasearch.search.launch import PipelineWorker
+from metasearch.search.pipeline_worker import PipelineWorker
 from metasearch.taps import Features
 from metasearch.tasks import TaskSource, load_task
 from metasearch.tasks.augment import apply_choices, view_choices

@@ -1,0 +1,132 @@
+"""A new study from a user's options: everything checked, then described and created."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from optuna.storages import RDBStorage
+
+from metasearch.errors import InputError, StorageError
+from metasearch.folders import home_folder
+from metasearch.records import Config
+from metasearch.search.ledger import check_distinct
+from metasearch.search.objectives import Constraint
+from metasearch.search.possible import needs_views, possible_with_task, possible_with_teacher
+from metasearch.search.samplers import check_sampler
+from metasearch.search.space import Space
+from metasearch.search.store import StudyDescription, create_study, storage_errors, study_exists
+from metasearch.tasks import TaskSource, load_task
+from metasearch.teachers import TeacherSource, check_teacher, default_teacher
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them."""
+
+    source: TaskSource
+    space: Space
+    trials: int
+    name: str | None = None
+    objectives: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    sampler: str = "tpe"
+    seed: int = 0
+    teacher: TeacherSource | str | None = None
+    device: str = "auto"
+    early_stopping: bool = False
+    timeout_s: float | None = None
+    enqueue: tuple[Config, ...] = ()
+    artefacts: str | None = None
+
+
+def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True) -> tuple[StudyDescription, str]:
+    """Check the options, describe the study and (unless a dry run) create it; return description and name."""
+    check_sampler(options.sampler)
+    if options.trials < 1:
+        raise InputError("--trials", "must be at least 1", options.trials)
+    objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
+    constraints = [*map(str, options.space.constraints), *options.constraints]
+    for text in constraints:
+        Constraint.parse(text, place="--constraint")
+    source = options.source.absolute()
+    task = load_task(source)
+    space, _ = possible_with_task(options.space, task)
+    teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
+    space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=needs_views(space)))
+    for position, config in enumerate(options.enqueue):
+        space.check_parameters(config, f"--enqueue[{position}]")
+    check_distinct(options.enqueue, "--enqueue")
+    name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
+    description = StudyDescription(
+        task=asdict(source),
+        fingerprint=task.fingerprint,
+        space=options.space.text,
+        space_digest=options.space.digest,
+        objectives=objectives,
+        constraints=constraints,
+        trials=options.trials,
+        seed=options.seed,
+        sampler=options.sampler,
+        teacher=teacher.plain(),
+        device=resolve_device(options.device),
+        artefacts=options.artefacts or str(home_folder() / "artefacts"),
+        early_stopping=options.early_stopping,
+        versions={name: version(name) for name in ("metasearch", "torch", "optuna", "ray")}
+        | {"python": platform.python_version()},
+        commit=_commit(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        timeout_s=options.timeout_s,
+    )
+    check_writable(Path(description.artefacts))
+    if create:
+        with storage_errors(str(storage.url)):
+            study = create_study(storage, name, description)
+            for config in options.enqueue:
+                study.enqueue_trial(config)
+    return description, name
+
+
+def resolve_device(text: str) -> str:
+    """Return cpu or cuda for auto, cpu or cuda. Raises InputError for another, or a cuda that is not there."""
+    if text == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if text == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", "asks for cuda, but torch sees no such device", text)
+    if text not in {"cpu", "cuda"}:
+        raise InputError("--device", "must be auto, cpu or cuda", text)
+    return text
+
+
+def check_writable(folder: Path) -> None:
+    """Raise StorageError unless the artefact folder can be made and written to."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"artefact folder {folder}: must be writable: {error.strerror}") from error
+
+
+def _free_name(storage: RDBStorage, stem: str) -> str:
+    number = 1
+    while study_exists(storage, f"{stem}-{number}"):
+        number += 1
+    return f"{stem}-{number}"
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that this package lies in, or "" in an installed wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
