@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metasearch.records import EpochReport
-from metasearch.report.tables import metric_text
+from metasearch.report.tables import metric_text, teacher_text
 from metasearch.search.launch import Watcher
 from metasearch.search.ledger import Ledger
 
@@ -43,7 +44,7 @@ class Display(Watcher):
 
     def stage(self, message: str) -> None:
         """Say what happens next."""
-        self._console.print(Text(message, style="bold"))
+        self._console.print(Text(message, style="bold"), soft_wrap=True)
 
     def epoch(self, report: EpochReport) -> None:
         """Show the teacher's progress."""
@@ -52,6 +53,10 @@ class Display(Watcher):
             self._live.update(Text(line))
         elif self._due() or report.epoch == report.epochs:
             self._console.print(line)
+
+    def teacher(self, spec: str, metrics: Mapping[str, float]) -> None:
+        """Say how good the teacher is."""
+        self.stage(teacher_text(spec, metrics))
 
     def trials(self, ledger: Ledger, title: str) -> None:
         """Show the ledger as it stands."""

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from metasearch.parameters import PARAMETERS, POLICIES
 from metasearch.records import METRICS
-from metasearch.report.tables import controls_table, front_table, metric_text, plain_table
+from metasearch.report.tables import controls_table, front_table, plain_table, teacher_text
 
 PIPE_WIDTH = 120
 """Columns of a table that goes into a file or a pipe, where there is no terminal to ask."""
@@ -23,14 +23,8 @@ def print_front(name: str, frame: pd.DataFrame, controls: pd.DataFrame, teacher:
     out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     out.print(Text.assemble((name, "bold"), f": front of {len(frame)}"))
     if teacher is not None:
-        metrics = teacher["metrics"]
-        texts = [
-            f"{key} {metric_text(key, metrics[key])}"
-            for key in ("val_accuracy", "val_ece", "test_accuracy", "parameters", "macs")
-            if key in metrics  # of a file of logits the network is not known
-        ]
-        out.print(f"teacher {teacher['spec']}: {', '.join(texts)}", highlight=False)
-        if not frame.empty and frame["val_accuracy"].max() > metrics["val_accuracy"]:
+        out.print(teacher_text(teacher["spec"], teacher["metrics"]), highlight=False, soft_wrap=True)
+        if not frame.empty and frame["val_accuracy"].max() > teacher["metrics"]["val_accuracy"]:
             out.print(
                 "the teacher is worse than its best student on validation data: a better teacher may help",
                 style="yellow",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from rich import box
 from rich.table import Table
+
+from metasearch.configuration import Configuration
 
 HEADINGS = {
     "val_accuracy": "val acc",
@@ -37,6 +40,12 @@ def metric_text(name: str, value: Any) -> str:
     return f"{value:.4f}"
 
 
+def teacher_text(spec: str, metrics: Mapping[str, float]) -> str:
+    """Return a teacher and how good it is in one line; of a file of logits the network is not known."""
+    known = [name for name in ("val_accuracy", "val_ece", "test_accuracy", "parameters", "macs") if name in metrics]
+    return f"teacher {spec}: {', '.join(f'{HEADINGS[name]} {metric_text(name, metrics[name])}' for name in known)}"
+
+
 def _scaled(value: float, unit: str) -> str:
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
@@ -54,17 +63,17 @@ def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def student_text(row: dict[str, Any]) -> str:
-    """Return a configuration's student in a few words: family, width and depth, pruning, precision."""
+    """Return a configuration's student in a few words: family, width and depth, pruning, sparsity, precision."""
     width = row.get("student.width", row.get("student.width.start", row.get("student.width.initial")))
     text = f"{row['student.family']} w{width} d{row['student.depth']}"
-    ratio = max((row[key] for key in row if key.startswith("pruning_ratio") and _is_number(row[key])), default=0)
-    if ratio:
-        text += f" pruned {ratio:.0%}"
+    reduced = {
+        key: value for key, value in row.items() if key.startswith(("pruning_ratio", "sparsity")) and not pd.isna(value)
+    }
+    c = Configuration.of(reduced)
+    text += f" pruned {c.pruning_ratio.bounds()[1]:.0%}" if c.prunes else ""
+    text += f" sparse {c.sparsity.bounds()[1]:.0%}" if c.sparsity.bounds()[1] > 0 else ""
+    text += f" below {c.sparsity_threshold:g} sd zero" if c.sparsity_threshold > 0 else ""
     return text + (" int8" if row["quantize"] == "int8" else " fp32")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not pd.isna(value)
 
 
 def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:

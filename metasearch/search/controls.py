@@ -18,6 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from metasearch.configuration import Configuration
 from metasearch.errors import InputError, MetasearchError
 from metasearch.measure import count_macs
 from metasearch.models import NetworkSpec, build_network
@@ -126,9 +127,7 @@ def _roles(number: int, config: Config, metrics: dict[str, float], task: Task, s
     without_pruning = {
         path: value for path, value in config.items() if not path.startswith(("pruning_ratio", "student.width"))
     }
-    if any(
-        value for path, value in config.items() if path.startswith("pruning_ratio") and path != "pruning_ratio.kind"
-    ):
+    if Configuration.of(config).prunes:
         width = width_of_macs(config, metrics["macs"], task)
         if width is not None:
             direct = without_pruning | {"pruning_ratio": 0.0, "student.width": width}

@@ -5,7 +5,7 @@ New and interrupted ones are driven alike, so that a search that was interrupted
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Timer
@@ -42,6 +42,9 @@ class Watcher:
 
     def epoch(self, report: EpochReport) -> None:
         """Hear of an epoch of the teacher's training."""
+
+    def teacher(self, spec: str, metrics: Mapping[str, float]) -> None:
+        """Hear how good the teacher is, before the first trial."""
 
     def trials(self, ledger: Ledger, title: str) -> None:
         """Hear of a change of the ledger."""
@@ -138,7 +141,7 @@ class _Search:
 
     def _teacher(self, task: Task, space: Space) -> Teacher:
         source = TeacherSource.of(self.description.teacher)
-        self.watcher.stage(f"teacher {source}")
+        self.watcher.stage("the teacher")
         teacher = teacher_for(
             task,
             source,
@@ -148,8 +151,7 @@ class _Search:
             features=feature_losses(space),
             progress=self._epoch,
         )
-        shown = [name for name in ("val_accuracy", "val_ece", "parameters", "macs") if name in teacher.metrics]
-        self.watcher.stage(f"the teacher's {', '.join(f'{name} {teacher.metrics[name]:.4g}' for name in shown)}")
+        self.watcher.teacher(teacher.spec, teacher.metrics)
         self.study.set_user_attr("teacher", {"spec": teacher.spec, "metrics": dict(teacher.metrics)})
         return teacher
 

@@ -99,6 +99,14 @@ def test_a_pruned_distilled_student_gets_every_control(storage: RDBStorage, stud
     assert alone == PRUNED | {"alpha": 0.0}
 
 
+def test_a_schedule_that_ends_at_no_pruning_has_no_direct_control(
+    storage: RDBStorage, study: Study, task: Task
+) -> None:
+    unpruned = {"pruning_ratio.kind": "cubic", "pruning_ratio.final": 0.0, "pruning_ratio.end": 0.5}
+    found = roles(companion(storage, study, DESCRIPTION, {3: (CONFIG | unpruned, {"macs": 900})}, task))
+    assert [role["role"] for role in found] == ["final"] * FINAL_SEEDS + ["alone"]
+
+
 def test_a_student_without_pruning_or_teacher_needs_no_control(storage: RDBStorage, study: Study, task: Task) -> None:
     config = CONFIG | {"alpha": 0.0, "pruning_ratio": 0.0}
     found = roles(companion(storage, study, DESCRIPTION, {0: (config, {"macs": 900})}, task))
