@@ -5,40 +5,23 @@ Symbols: N examples, C classes, V augmented views, M members of an ensemble.
 
 from __future__ import annotations
 
-import math
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from metasearch.errors import InputError
-from metasearch.measure import accuracy, expected_calibration_error, predict
+from metasearch.measure import accuracy, expected_calibration_error
 from metasearch.models import NetworkSpec
-from metasearch.objective import needed_features, teacher_features
+from metasearch.objective import needed_features
 from metasearch.records import EpochReport
-from metasearch.taps import RULES
-from metasearch.tasks import Split, Task
-from metasearch.tasks.augment import apply_choices, view_choices
-from metasearch.teachers.cache import Saved, cache_key, cache_path, read_cache, write_cache
-from metasearch.teachers.opening import TeacherNetwork, normalisation_for, open_teacher
+from metasearch.tasks import Task
+from metasearch.teachers.logits_file import label_logits, read_logits
+from metasearch.teachers.network_member import FEATURE_GROUPS, SPLITS, NetworkMember, show_features
+from metasearch.teachers.opening import open_teacher
 from metasearch.teachers.recipe import default_teacher
-from metasearch.teachers.source import TeacherMember, TeacherSource
-
-VIEWS = 4
-"""Augmented views of the train split whose teacher logits are kept for students trained with augmentation."""
-
-SPLITS = ("train", "validation", "test")
-LABEL_MARGIN = 10.0
-"""The logit of the predicted class where only labels are known; the others are 0. With 10 classes its probability is
-0.9996 at temperature 1, so that a student sees the label and next to nothing else."""
-FEATURE_GROUPS = ("attention", "hint", "embedding")
-"""What the names of features begin with, before a point; each group is made and kept on its own."""
-MOST_NUMBERS = 4_000_000
-"""Numbers in one batch of inputs, so that large images do not take all memory."""
+from metasearch.teachers.source import TeacherSource
 
 
 @dataclass(frozen=True)
@@ -78,7 +61,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """One member's logits by split (and `views`), its counts, its features, and whether it gives labels alone."""
 
     logits: Mapping[str, Tensor]
@@ -107,19 +90,11 @@ def teacher_for(
     views = views and bool(task.augmentation)
     _check_views(source, views=views)
     known = [
-        _read_logits(member, task)
+        read_logits(member, task)
         if member.is_logits
-        else _network_logits(
-            member,
-            task,
-            source.normalisation,
-            seeds=(seed + index, seed),
-            device=torch.device(device),
-            views=views,
-            groups=() if source.labels_only else _groups_of(features),
-            names=source.features,
-            progress=progress,
-        )
+        else NetworkMember(
+            member, task, source, seed=seed + index, view_seed=seed, device=torch.device(device), progress=progress
+        ).known(views=views, groups=() if source.labels_only else _groups_of(features))
         for index, member in enumerate(source.members)
     ]
     shares = [member.share for member in source.members]
@@ -155,12 +130,12 @@ def check_teacher(source: TeacherSource, task: Task, *, views: bool) -> set[str]
     names: set[str] = set()
     for member in source.members:
         if member.is_logits:
-            _read_logits(member, task)
+            read_logits(member, task)
             continue
         normalisation, features = source.normalisation, source.features
         network = open_teacher(member, task, normalisation=normalisation, train=False, features=features)
         if not names and not source.labels_only:
-            names = set(_features(network, task.train.inputs[:1], FEATURE_GROUPS))
+            names = set(show_features(network, task.train.inputs[:1], FEATURE_GROUPS))
     return names
 
 
@@ -179,11 +154,6 @@ def ensemble_logits(logits: Sequence[Tensor], shares: Sequence[float], *, mean: 
     return (stacked.log_softmax(dim=-2) + weights.log()).logsumexp(dim=-1)
 
 
-def label_logits(labels: Tensor, classes: int) -> Tensor:
-    """Return logits (..., classes) that say which class each label names and nothing else. labels: (...), int64."""
-    return LABEL_MARGIN * torch.nn.functional.one_hot(labels, classes).float()
-
-
 def _groups_of(losses: Collection[str]) -> list[str]:
     """Return the groups of features that the losses read."""
     every = dict.fromkeys(FEATURE_GROUPS)
@@ -197,160 +167,3 @@ def _check_views(source: TeacherSource, *, views: bool) -> None:
             raise InputError(
                 member.place, "has no logits of augmented images: needs --augment none, or augment: false in the space"
             )
-
-
-def _network_logits(
-    member: TeacherMember,
-    task: Task,
-    normalisation: str,
-    *,
-    seeds: tuple[int, int],
-    device: torch.device,
-    views: bool,
-    groups: Sequence[str],
-    names: tuple[str, ...],
-    progress: Callable[[EpochReport], None] | None,
-) -> _Known:
-    """Return a network's logits and features, from the cache where they are.
-
-    seeds: of training, and of the views. groups: of FEATURE_GROUPS, those that are needed. names: of the values that
-    are its features, empty for those of its layers.
-    """
-    seed, view_seed = seeds
-    normalised = replace(task, normalisation=normalisation_for(normalisation, task))
-    key = cache_key(normalised, member, seed=seed)
-    opened: list[TeacherNetwork] = []
-
-    def network() -> TeacherNetwork:
-        if not opened:
-            opened.append(
-                open_teacher(
-                    member,
-                    task,
-                    normalisation=normalisation,
-                    seed=seed,
-                    device=device,
-                    features=names,
-                    progress=progress,
-                )
-            )
-        return opened[0]
-
-    def cached(part: str, make: Callable[[], Saved]) -> Saved:
-        path = cache_path(key, part=part)
-        return read_cache(path) or write_cache(path, *make())
-
-    def augmented(inputs: Tensor) -> dict[str, Tensor]:
-        return {"views": _logits(network(), inputs, "augmented train")}
-
-    seen = f"views{VIEWS}-{view_seed}"
-    kept, counts = cached("", lambda: _split_logits_of(network(), task))
-    logits = dict(kept)
-    if views:
-        logits |= cached(seen, lambda: (_shown(augmented, task, views=VIEWS, seed=view_seed), {}))[0]
-    shown: dict[str, Tensor] = {}
-    splits = [("train", 0, ""), *([("views", VIEWS, f"-{seen}")] if views else [])]
-    for split, count, suffix in splits:
-        paths = {
-            group: cache_path(key, part=f"features-{group}{suffix}", found_by=(str(RULES), *names)) for group in groups
-        }
-        found = {group: saved[0] for group, path in paths.items() if (saved := read_cache(path)) is not None}
-        if missing := [group for group in groups if group not in found]:
-            made = _shown(lambda inputs: _features(network(), inputs, missing), task, views=count, seed=view_seed)
-            for group in missing:
-                found[group] = {name: values for name, values in made.items() if _group(name) == group}
-                write_cache(paths[group], found[group], {})
-        shown |= {f"{split}.{name}": values for tensors in found.values() for name, values in tensors.items()}
-    return _Known(logits, counts, features=shown)
-
-
-def _split_logits_of(network: TeacherNetwork, task: Task) -> Saved:
-    inputs = {"train": task.taught.inputs, "validation": task.validation.inputs, "test": task.test.inputs}
-    tensors = {name: _logits(network, values, name) for name, values in inputs.items()}
-    return tensors, {"parameters": network.parameters, "macs": network.macs}
-
-
-def _shown(show: Callable[[Tensor], dict[str, Tensor]], task: Task, *, views: int, seed: int) -> dict[str, Tensor]:
-    """Return what `show` says of every taught input, by name: (V, N, ...) of augmented views, (1, N, ...) without any.
-
-    Filled in place: the parts and the whole at once would take twice the memory.
-    """
-    inputs = task.taught.inputs
-    whole: dict[str, Tensor] = {}
-    for view in range(max(1, views)):
-        choices = view_choices(task.augmentation, count=len(inputs), view=view, seed=seed) if views else None
-        for part in torch.split(torch.arange(len(inputs)), 4096):
-            seen = inputs[part] if choices is None else apply_choices(inputs[part], choices[part])
-            for name, values in show(seen).items():
-                if name not in whole:
-                    whole[name] = torch.empty(max(1, views), len(inputs), *values.shape[1:], dtype=values.dtype)
-                whole[name][view, part] = values
-    return whole
-
-
-def _features(network: TeacherNetwork, inputs: Tensor, groups: Collection[str]) -> dict[str, Tensor]:
-    """Return the network's features (N, ...) of the groups by name, none where it shows none."""
-    batch_size = network.batch or _batch_size(inputs)
-    shown = teacher_features(network.features, inputs, batch_size=batch_size)
-    return {name: values for name, values in shown.items() if _group(name) in groups}
-
-
-def _group(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _logits(network: TeacherNetwork, inputs: Tensor, name: str) -> Tensor:
-    logits = predict(network.logits, inputs, device=network.device, batch_size=_batch_size(inputs))
-    _check_finite(logits, network.place, name)
-    return logits
-
-
-def _batch_size(inputs: Tensor) -> int:
-    return max(16, min(256, MOST_NUMBERS // math.prod(inputs.shape[1:])))
-
-
-def _read_logits(member: TeacherMember, task: Task) -> _Known:
-    """Return what an .npz file says of the three splits; integers (N,) are labels, floats (N, C) are logits.
-
-    Raises InputError if it is damaged, lacks a split, or has other rows or classes than the task.
-    """
-    if task.unlabelled is not None:
-        raise InputError(member.place, "has no logits of unlabelled images: needs a network for --unlabelled")
-    try:
-        with np.load(member.text, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            member.place, f"cannot be read as an .npz archive without pickled objects ({error})"
-        ) from error
-    if set(arrays) != set(SPLITS):
-        raise InputError(member.place, f"must have exactly the arrays {', '.join(SPLITS)}", sorted(arrays))
-    labels = {name: array.dtype.kind in "iu" for name, array in arrays.items()}
-    if len(set(labels.values())) > 1:
-        raise InputError(member.place, "must have labels for every split or logits for every split", str(labels))
-    logits = {name: _split_logits(arrays[name], getattr(task, name), task.classes, member, name) for name in SPLITS}
-    return _Known(logits, {}, labels_only=labels["train"])
-
-
-def _split_logits(array: np.ndarray, split: Split, classes: int, member: TeacherMember, name: str) -> Tensor:
-    place, only_labels = f"{member.place}: {name}", array.dtype.kind in "iu"
-    if not (only_labels or array.dtype.kind == "f"):
-        raise InputError(place, "must be floats (logits) or integers (labels)", str(array.dtype))
-    wanted = (len(split),) if only_labels else (len(split), classes)
-    if array.shape != wanted:
-        raise InputError(
-            place, f"must have shape {wanted}: a row an example, in the task's order", f"shape={array.shape}"
-        )
-    if not only_labels:
-        logits = torch.from_numpy(array.astype(np.float32))
-        _check_finite(logits, member.place, name)
-        return logits
-    if array.min() < 0 or array.max() >= classes:
-        raise InputError(place, f"must have labels in 0..{classes - 1}", f"{array.min()}..{array.max()}")
-    return label_logits(torch.from_numpy(array.astype(np.int64)), classes)
-
-
-def _check_finite(logits: Tensor, place: str, name: str) -> None:
-    bad = int((~logits.isfinite()).any(dim=1).sum())
-    if bad:
-        raise InputError(place, f"must give finite logits, but does not for {bad} of {len(logits)} on {name}")

@@ -18,7 +18,7 @@ from metasearch.taps import Features
 from metasearch.tasks import TaskSource, load_task
 from metasearch.tasks.augment import apply_choices, view_choices
 from metasearch.tasks.task import UNLABELLED, Augmentation, Task
-from metasearch.teachers import VIEWS, TeacherMember, TeacherNetwork, knowledge, open_teacher, opening, teacher_for
+from metasearch.teachers import VIEWS, TeacherMember, TeacherNetwork, network_member, open_teacher, opening, teacher_for
 from metasearch.teachers.networks import build_teacher
 from tests.synthetic import synthetic_task
 
@@ -47,7 +47,7 @@ def test_features_are_those_of_the_network_and_come_from_the_cache_again(monkeyp
     torch.testing.assert_close(
         teacher.features["train.embedding"][0].float(), embedding.flatten(1), atol=1e-3, rtol=1e-2
     )
-    monkeypatch.setattr("metasearch.teachers.knowledge.open_teacher", None)  # the cache alone is asked
+    monkeypatch.setattr("metasearch.teachers.network_member.open_teacher", None)  # the cache alone is asked
     again = teacher_for(task, SPEC, features=FEATURE_LOSSES)
     assert all(torch.equal(values, again.features[name]) for name, values in teacher.features.items())
 
@@ -81,8 +81,8 @@ def test_features_that_are_kept_are_not_made_again(monkeypatch: pytest.MonkeyPat
         made.append(groups)
         return make(network, inputs, groups)
 
-    make = knowledge._features
-    monkeypatch.setattr(knowledge, "_features", spy)
+    make = network_member.show_features
+    monkeypatch.setattr(network_member, "show_features", spy)
     before = teacher_for(task, SPEC, views=True, features=("rkd",)).features
     after = teacher_for(task, SPEC, views=True, features=("rkd", "at")).features
     assert made == [["embedding"]] * (1 + VIEWS) + [["attention"]] * (1 + VIEWS)
@@ -93,7 +93,7 @@ def test_features_that_are_kept_are_not_made_again(monkeypatch: pytest.MonkeyPat
 def test_features_of_other_rules_are_not_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     task = synthetic_task()
     teacher_for(task, SPEC, features=FEATURE_LOSSES)
-    monkeypatch.setattr("metasearch.teachers.knowledge.RULES", -1)
+    monkeypatch.setattr("metasearch.teachers.network_member.RULES", -1)
     monkeypatch.setattr(opening, "found_features", lambda *_: lambda inputs: Features({}, torch.ones(len(inputs), 2)))
     assert teacher_for(task, SPEC, features=FEATURE_LOSSES).features.keys() == {"train.embedding"}
 
