@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 the search failed; 2 usage; 3 not found; 4 nothing satisfi
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,33 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from metasearch.errors import InputError, MetasearchError, NotFoundError
+from metasearch.flags import (
+    Address,
+    AsJson,
+    Augment,
+    DataRoot,
+    Device,
+    Download,
+    GpusPerTrial,
+    ImageSize,
+    MaxTrain,
+    Seed,
+    SkipCorrupt,
+    StorageUrl,
+    StudyName,
+    TaskText,
+    TeacherFeatures,
+    TeacherLabelsOnly,
+    TeacherMean,
+    TeacherNormalisation,
+    TeacherTexts,
+    TeacherWeights,
+    Threads,
+    Unlabelled,
+    Workers,
+    read_configurations,
+    seconds,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,8 +51,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metasearch.search.launch import Outcome
-    from metasearch.tasks import TaskSource
-    from metasearch.teachers import TeacherSource
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,67 +63,6 @@ tasks_app = typer.Typer(invoke_without_command=True, help="Tasks that can be sea
 spaces_app = typer.Typer(invoke_without_command=True, help="Search spaces.")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
-
-TaskText = Annotated[
-    str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, table:FILE, ...")
-]
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name; `metasearch studies` lists them.")]
-StorageUrl = Annotated[
-    str | None, typer.Option("--storage", metavar="URL", help="Default: METASEARCH_STORAGE, else SQLite.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DataRoot = Annotated[str | None, typer.Option(help="Folder of the data sets. Default: METASEARCH_DATA.")]
-MaxTrain = Annotated[int | None, typer.Option(help="At most so many training examples, balanced by class.")]
-ImageSize = Annotated[int | None, typer.Option(help="Resize images to this height and width.")]
-Download = Annotated[bool, typer.Option("--download", help="Let torchvision download a missing data set.")]
-SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave unreadable images out instead of refusing.")]
-Augment = Annotated[str | None, typer.Option(help="none, shift or shift+flip. Default: what suits the task.")]
-Unlabelled = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT", help="More images, without labels: rest[:N] beyond --max-train, images:DIR or a TASK."
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Of data splits, sampler and trials.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-TeacherTexts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--teacher",
-        metavar="[SHARE*]SOURCE",
-        help="convnet:width=24,depth=6, resnet18, googlenet, vit:width=64,depth=4, package.module:function, FILE.pt2, "
-        "FILE.onnx, or FILE.npz with logits or labels; repeat for an ensemble.",
-    ),
-]
-TeacherWeights = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="FILE",
-        help=".safetensors, .pt or .pth, one for each --teacher; - for none (it is then trained), own for a function "
-        "that returns a trained network.",
-    ),
-]
-TeacherNormalisation = Annotated[
-    str, typer.Option(help="Of its inputs: task, unit, imagenet, raw, or MEAN,.../STD,... of [0, 1] pixels.")
-]
-TeacherMean = Annotated[str, typer.Option(help="Of an ensemble: probabilities or logits.")]
-TeacherLabelsOnly = Annotated[
-    bool, typer.Option("--teacher-labels-only", help="Use only which class the teacher predicts.")
-]
-TeacherFeatures = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME,...",
-        help="Its feature maps and embedding, first to last: layers of a network, nodes of a .pt2 graph, values of an "
-        ".onnx graph; a ? lists them.",
-    ),
-]
-Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
-GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
-Address = Annotated[
-    str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
-]
 
 
 @app.command()
@@ -147,13 +110,25 @@ def launch(
     """
     from metasearch.search.space import load_space
     from metasearch.search.store import open_storage, storage_url
+    from metasearch.tasks import TaskSource
 
     url = storage_url(storage)
-    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment, unlabelled)
-    timeout_s = None if timeout is None else _seconds(timeout)
+    source = TaskSource(
+        text=task,
+        data_root=data_root,
+        max_train=max_train,
+        image_size=image_size,
+        seed=seed,
+        download=download,
+        skip_corrupt=skip_corrupt,
+        augment=augment,
+        unlabelled=unlabelled,
+    )
+    timeout_s = None if timeout is None else seconds(timeout)
     loaded = load_space(space)
     store = open_storage(url, create=True)
     from metasearch.search.prepare import Options, prepare_study
+    from metasearch.teachers import teacher_from_flags
 
     options = Options(
         source=source,
@@ -164,13 +139,18 @@ def launch(
         constraints=tuple(constraint or ()),
         sampler=sampler,
         seed=seed,
-        teacher=_teacher(
-            teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only, teacher_features
+        teacher=teacher_from_flags(
+            teacher or (),
+            weights=teacher_weights or (),
+            normalisation=teacher_normalisation,
+            mean=teacher_mean,
+            labels_only=teacher_labels_only,
+            features=teacher_features,
         ),
         device=device,
         early_stopping=early_stopping,
         timeout_s=timeout_s,
-        enqueue=() if enqueue is None else tuple(_configurations(enqueue)),
+        enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
     )
     description, study_name = prepare_study(store, options, create=not dry_run)
@@ -219,20 +199,37 @@ def run(
 ) -> None:
     """Run one configuration, without a search, and print its result as JSON."""
     from metasearch.configuration import Configuration
+    from metasearch.tasks import TaskSource
 
-    configurations = _configurations(config)
+    configurations = read_configurations(config)
     if len(configurations) != 1:
         raise InputError(config, "must hold one configuration", len(configurations))
     Configuration.of(configurations[0], config)
-    source = _source(task, data_root, max_train, image_size, seed, download, skip_corrupt, augment, unlabelled)
+    source = TaskSource(
+        text=task,
+        data_root=data_root,
+        max_train=max_train,
+        image_size=image_size,
+        seed=seed,
+        download=download,
+        skip_corrupt=skip_corrupt,
+        augment=augment,
+        unlabelled=unlabelled,
+    )
     from metasearch import run_configuration
+    from metasearch.teachers import teacher_from_flags
 
     console = _console()
     result = run_configuration(
         source,
         configurations[0],
-        teacher=_teacher(
-            teacher, teacher_weights, teacher_normalisation, teacher_mean, teacher_labels_only, teacher_features
+        teacher=teacher_from_flags(
+            teacher or (),
+            weights=teacher_weights or (),
+            normalisation=teacher_normalisation,
+            mean=teacher_mean,
+            labels_only=teacher_labels_only,
+            features=teacher_features,
         ),
         device=device,
         seed=seed,
@@ -288,10 +285,9 @@ def best(
     storage: StorageUrl = None,
 ) -> None:
     """Show the front: which students to ship. Example: metasearch best STUDY --where "model_bytes<=25kB" --top 3."""
-    from metasearch.report.output import front_records, print_front
-    from metasearch.report.queries import best_frame, controls_frame
+    from metasearch.report.output import front_records
+    from metasearch.report.queries import best_frame
     from metasearch.search.objectives import Constraint
-    from metasearch.search.store import load_study
 
     store = _store(storage)
     limits = [Constraint.parse(text, place="--where") for text in where or []]
@@ -301,8 +297,7 @@ def best(
     elif csv or parquet is not None:
         _write(frame, parquet)
     else:
-        teacher = load_study(store, study).user_attrs.get("teacher")
-        print_front(study, frame, controls_frame(store, study), teacher)
+        _print_front(store, study, frame)
 
 
 @app.command()
@@ -347,7 +342,18 @@ def tasks_check(
 
     Exits with 1 where an example of one split is also in another, or a file cannot be read.
     """
-    source = _source(task, data_root, max_train, image_size, seed, download, True, None, unlabelled)
+    from metasearch.tasks import TaskSource
+
+    source = TaskSource(
+        text=task,
+        data_root=data_root,
+        max_train=max_train,
+        image_size=image_size,
+        seed=seed,
+        download=download,
+        skip_corrupt=True,
+        unlabelled=unlabelled,
+    )
     from metasearch.report.task_check import print_task_check
     from metasearch.tasks import check_task, load_task
 
@@ -467,17 +473,23 @@ def _run(store: RDBStorage, name: str, *, trials: int | None = None, **resources
 
 
 def _print_outcome(store: RDBStorage, outcome: Outcome, console: Console) -> None:
-    from metasearch.report.output import print_front
-    from metasearch.report.queries import best_frame, controls_frame
+    from metasearch.report.queries import best_frame
 
     name = outcome.study.study_name
     for reason, count in sorted(outcome.failures.items()):
         console.print(f"failed: {count} {reason}")
     if outcome.stopped:
         _interrupted(outcome.stopped, name, console)
-    teacher = outcome.study.user_attrs.get("teacher")
-    print_front(name, best_frame(store, name), controls_frame(store, name), teacher)
+    _print_front(store, name, best_frame(store, name))
     console.print(f'next: metasearch best {name} --where "model_bytes<=25kB" --top 3', soft_wrap=True)
+
+
+def _print_front(store: RDBStorage, name: str, frame: pd.DataFrame) -> None:
+    from metasearch.report.output import print_front
+    from metasearch.report.queries import controls_frame
+    from metasearch.search.store import load_study
+
+    print_front(name, frame, controls_frame(store, name), load_study(store, name).user_attrs.get("teacher"))
 
 
 def _interrupted(reason: str, name: str, console: Console) -> NoReturn:
@@ -491,74 +503,6 @@ def _write(frame: pd.DataFrame, parquet: Path | None) -> None:
         typer.echo(frame.to_csv(index=False), nl=False)
     else:
         frame.to_parquet(parquet, index=False)
-
-
-def _source(
-    text: str,
-    data_root: str | None,
-    max_train: int | None,
-    image_size: int | None,
-    seed: int,
-    download: bool,
-    skip_corrupt: bool,
-    augment: str | None,
-    unlabelled: str | None,
-) -> TaskSource:
-    from metasearch.tasks import TaskSource
-
-    return TaskSource(
-        text=text,
-        data_root=data_root,
-        max_train=max_train,
-        image_size=image_size,
-        seed=seed,
-        download=download,
-        skip_corrupt=skip_corrupt,
-        augment=augment,
-        unlabelled=unlabelled,
-    )
-
-
-def _teacher(
-    texts: list[str] | None,
-    weights: list[str] | None,
-    normalisation: str,
-    mean: str,
-    labels_only: bool,
-    features: str | None,
-) -> TeacherSource | None:
-    from metasearch.teachers import teacher_from_flags
-
-    return teacher_from_flags(
-        texts or (),
-        weights=weights or (),
-        normalisation=normalisation,
-        mean=mean,
-        labels_only=labels_only,
-        features=features,
-    )
-
-
-def _configurations(path: str) -> list[dict[str, Any]]:
-    """Return the configurations of a YAML file: one mapping of dotted paths, or a list of them."""
-    from metasearch.search.strict_yaml import load_yaml
-
-    file = Path(path)
-    if not file.exists():
-        raise NotFoundError(f"{path}: no such file")
-    loaded = load_yaml(file.read_text(encoding="utf-8"), place=path)
-    found = loaded if isinstance(loaded, list) else [loaded]
-    for position, config in enumerate(found):
-        if not isinstance(config, dict):
-            raise InputError(f"{path}: [{position}]", "must map dotted parameters to values", config)
-    return found
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
-    if match is None:
-        raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _store(flag: str | None) -> RDBStorage:

@@ -20,7 +20,7 @@ LAYERS = [
     {"pipeline", "run", "stages"},
     {"search"},
     {"report"},
-    {"cli", "api", "__init__", "__main__"},
+    {"cli", "flags", "api", "__init__", "__main__"},
 ]
 """The layers of DESIGN.md, lowest first, by the first name inside the package."""
 

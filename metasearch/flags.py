@@ -1,0 +1,95 @@
+"""The flags that several commands share, and what their texts mean."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metasearch.errors import InputError, NotFoundError
+
+TaskText = Annotated[
+    str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, table:FILE, ...")
+]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name; `metasearch studies` lists them.")]
+StorageUrl = Annotated[
+    str | None, typer.Option("--storage", metavar="URL", help="Default: METASEARCH_STORAGE, else SQLite.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataRoot = Annotated[str | None, typer.Option(help="Folder of the data sets. Default: METASEARCH_DATA.")]
+MaxTrain = Annotated[int | None, typer.Option(help="At most so many training examples, balanced by class.")]
+ImageSize = Annotated[int | None, typer.Option(help="Resize images to this height and width.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download a missing data set.")]
+SkipCorrupt = Annotated[bool, typer.Option("--skip-corrupt", help="Leave unreadable images out instead of refusing.")]
+Augment = Annotated[str | None, typer.Option(help="none, shift or shift+flip. Default: what suits the task.")]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="More images, without labels: rest[:N] beyond --max-train, images:DIR or a TASK."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of data splits, sampler and trials.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TeacherTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--teacher",
+        metavar="[SHARE*]SOURCE",
+        help="convnet:width=24,depth=6, resnet18, googlenet, vit:width=64,depth=4, package.module:function, FILE.pt2, "
+        "FILE.onnx, or FILE.npz with logits or labels; repeat for an ensemble.",
+    ),
+]
+TeacherWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help=".safetensors, .pt or .pth, one for each --teacher; - for none (it is then trained), own for a function "
+        "that returns a trained network.",
+    ),
+]
+TeacherNormalisation = Annotated[
+    str, typer.Option(help="Of its inputs: task, unit, imagenet, raw, or MEAN,.../STD,... of [0, 1] pixels.")
+]
+TeacherMean = Annotated[str, typer.Option(help="Of an ensemble: probabilities or logits.")]
+TeacherLabelsOnly = Annotated[
+    bool, typer.Option("--teacher-labels-only", help="Use only which class the teacher predicts.")
+]
+TeacherFeatures = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Its feature maps and embedding, first to last: layers of a network, nodes of a .pt2 graph, values of an "
+        ".onnx graph; a ? lists them.",
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
+GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
+]
+
+
+def read_configurations(path: str) -> list[dict[str, Any]]:
+    """Return the configurations of a YAML file: one mapping of dotted paths, or a list of them."""
+    from metasearch.search.strict_yaml import load_yaml
+
+    file = Path(path)
+    if not file.exists():
+        raise NotFoundError(f"{path}: no such file")
+    loaded = load_yaml(file.read_text(encoding="utf-8"), place=path)
+    found = loaded if isinstance(loaded, list) else [loaded]
+    for position, config in enumerate(found):
+        if not isinstance(config, dict):
+            raise InputError(f"{path}: [{position}]", "must map dotted parameters to values", config)
+    return found
+
+
+def seconds(text: str) -> float:
+    """Return the seconds that a text such as 90s, 30m or 2h means."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
+    if match is None:
+        raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
