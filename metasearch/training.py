@@ -122,6 +122,11 @@ class Schedule:
         if self.optimizer not in OPTIMIZERS:
             raise InputError("optimizer", f"must be one of {', '.join(OPTIMIZERS)}", self.optimizer)
 
+    def rate_at(self, progress: float, model: nn.Module) -> float:
+        """Return the learning rate of the step to come. model: with the gradients of that step."""
+        rate = self.learning_rate
+        return rate.adapted(model) if isinstance(rate, Hypergradient) else rate(progress)
+
     def new_optimizer(self, model: nn.Module, beside: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """Return a fresh optimizer of the model and the parameters beside it.
 
@@ -155,11 +160,6 @@ def train(
     draws the order of examples (on the CPU). Incomplete last batches are dropped where a full one exists.
     Raises TrialFailure("diverged") at the end of an epoch whose loss is not finite.
     """
-    device = data.inputs.device
-    count = len(data.labels)
-    batch_size = min(schedule.batch_size, count)
-    steps = count // batch_size
-    rate = schedule.learning_rate
     optimizer: torch.optim.Optimizer | None = None
     macs = 0
     for epoch in range(schedule.epochs):
@@ -169,43 +169,61 @@ def train(
             model = laid_out(new)
             optimizer = schedule.new_optimizer(model, objective.attach(model))
             macs = count_macs(model, data.task.input_shape)
-        model.train()
-        batch_at = data.epoch(epoch)
-        order = torch.randperm(count, generator=generator).to(device)
-        total = torch.zeros((), device=device)
-        learning_rate = temperature = 0.0
-        for step in range(steps):
-            progress = (epoch * steps + step) / (schedule.epochs * steps)
-            temperature = schedule.temperature(progress)
-            indices = order[step * batch_size : (step + 1) * batch_size]
-            inputs, teaching = batch_at(indices)
-            value = objective(model, inputs, teaching, data.labels[indices], temperature=temperature)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            learning_rate = rate.adapted(model) if isinstance(rate, Hypergradient) else rate(progress)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-            if after_step is not None:
-                after_step(model)
-            total += value.detach()
-        mean_loss = float(total) / steps
-        if not math.isfinite(mean_loss):
-            raise TrialFailure("diverged", f"loss {mean_loss} in epoch {epoch + 1} of {stage}")
+        order = torch.randperm(len(data.labels), generator=generator).to(data.inputs.device)
+        steps = _Steps(model, optimizer, objective, schedule, after_step)
+        loss, learning_rate, temperature = steps.run(data, order, epoch)
+        if not math.isfinite(loss):
+            raise TrialFailure("diverged", f"loss {loss} in epoch {epoch + 1} of {stage}")
         yield (
             model,
             EpochReport(
                 stage=stage,
                 epoch=epoch + 1,
                 epochs=schedule.epochs,
-                train_loss=mean_loss,
-                val_accuracy=validation_accuracy(model, data.task, device=device),
+                train_loss=loss,
+                val_accuracy=validation_accuracy(model, data.task, device=data.inputs.device),
                 macs=macs,
                 learning_rate=learning_rate,
                 temperature=temperature,
                 seconds=time.perf_counter() - started,
             ),
         )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The optimizer steps of one epoch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    schedule: Schedule
+    after_step: Callable[[nn.Module], None] | None
+
+    def run(self, data: TrainingData, order: Tensor, epoch: int) -> tuple[float, float, float]:
+        """Return the mean loss, and the last learning rate and temperature. order: of the examples, (N,)."""
+        self.model.train()
+        batch_size = min(self.schedule.batch_size, len(order))
+        steps = len(order) // batch_size
+        batch_at = data.epoch(epoch)
+        total = torch.zeros((), device=order.device)
+        learning_rate = temperature = 0.0
+        for step in range(steps):
+            progress = (epoch * steps + step) / (self.schedule.epochs * steps)
+            temperature = self.schedule.temperature(progress)
+            indices = order[step * batch_size : (step + 1) * batch_size]
+            inputs, teaching = batch_at(indices)
+            loss = self.objective(self.model, inputs, teaching, data.labels[indices], temperature=temperature)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            learning_rate = self.schedule.rate_at(progress, self.model)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+            if self.after_step is not None:
+                self.after_step(self.model)
+            total += loss.detach()
+        return float(total) / steps, learning_rate, temperature
 
 
 def laid_out(model: nn.Module) -> nn.Module:

@@ -12,7 +12,18 @@ import metasearch
 PACKAGE = Path(metasearch.__file__).parent
 
 LAYERS = [
-    {"errors", "records", "policies", "parameters", "configuration", "spelling", "folders", "functions", "resources"},
+    {
+        "errors",
+        "records",
+        "policies",
+        "parameters",
+        "configuration",
+        "spelling",
+        "folders",
+        "functions",
+        "lazy",
+        "resources",
+    },
     {"tasks", "models", "measure"},
     {"training", "hypergradient", "taps"},
     {"distill", "prune", "sparse", "quantize", "quantization_aware", "export", "objective", "teachers", "features"},

@@ -106,7 +106,7 @@ def test_a_hint_trains_its_regressor_beside_the_student(student: str, teacher: s
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
-        values.append(float(value))
+        values.append(float(value.detach()))
     assert values[-1] < 0.8 * values[0]
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.ndim > 1)
 

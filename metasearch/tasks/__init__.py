@@ -5,8 +5,9 @@ Names are imported when they are used: listing tasks needs no torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from metasearch.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from metasearch.tasks.check import check_task
@@ -41,7 +42,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"metasearch.tasks.{_HOMES[name]}"), name)
+__getattr__ = lazy_attributes(__name__, {name: f"metasearch.tasks.{home}" for name, home in _HOMES.items()})

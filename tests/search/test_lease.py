@@ -75,7 +75,11 @@ def test_a_driver_that_got_the_number_of_the_dead_one_takes_over(study: Study) -
     hold(study, pid=os.getpid())  # as in a container, where the first process always has the same number
     lease = Lease(study, on_stop=quiet)
     lease.acquire()
+    holder = holder_of(study)
+    assert holder is not None
+    assert holder["pid"] == os.getpid()
     lease.release()
+    assert holder_of(study) is None
 
 
 def test_a_process_that_does_not_renew_is_not_the_driver(study: Study) -> None:
