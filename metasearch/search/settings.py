@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, cast
 
-import numpy as np
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -65,23 +64,25 @@ class Setting:
             return cast(Value, trial.suggest_categorical(self.path, domain.choices))
         return cast(Value, domain)
 
-    def sample(self, rng: np.random.Generator) -> Value:
-        """Return a value drawn uniformly, or uniformly in the logarithm where the range is logarithmic."""
+    def at(self, share: float) -> Value:
+        """Return the value below which `share` in [0, 1) of the range lies (of its logarithm, where that is uniform).
+
+        A uniform share makes a uniform value: this is the inverse of the distribution function.
+        """
         domain = self.domain
         if isinstance(domain, FloatDistribution) and domain.log:
-            drawn = math.exp(rng.uniform(math.log(domain.low), math.log(domain.high)))
+            drawn = math.exp(math.log(domain.low) + share * (math.log(domain.high) - math.log(domain.low)))
             return min(max(drawn, domain.low), domain.high)
         if isinstance(domain, FloatDistribution) and domain.step is None:
-            return float(rng.uniform(domain.low, domain.high))
+            return domain.low + share * (domain.high - domain.low)
         if isinstance(domain, IntDistribution) and domain.log:
-            whole = round(math.exp(rng.uniform(math.log(domain.low - 0.5), math.log(domain.high + 0.5))))
-            return min(max(whole, domain.low), domain.high)
-        if isinstance(domain, IntDistribution):
-            return domain.low + domain.step * int(rng.integers((domain.high - domain.low) // domain.step + 1))
-        if isinstance(domain, FloatDistribution):
-            steps = round((domain.high - domain.low) / cast(float, domain.step))
-            return min(domain.low + cast(float, domain.step) * int(rng.integers(steps + 1)), domain.high)
-        return self.choices[int(rng.integers(len(self.choices)))]
+            low, high = math.log(domain.low - 0.5), math.log(domain.high + 0.5)
+            return min(max(round(math.exp(low + share * (high - low))), domain.low), domain.high)
+        if isinstance(domain, (FloatDistribution, IntDistribution)):
+            step = cast(float, domain.step)
+            steps = round((domain.high - domain.low) / step)
+            return min(domain.low + step * int(share * (steps + 1)), domain.high)
+        return self.choices[int(share * len(self.choices))]
 
     def check(self, value: Value, place: str) -> None:
         """Raise InputError unless `value`, already of the right type, is one that this setting may have."""

@@ -75,8 +75,12 @@ class Space:
 
     def sample(self, rng: np.random.Generator) -> dict[str, Value]:
         """Return random values of the active searched settings, independent of any sampler; for `configuration`."""
-        values = self._active_values(lambda setting: setting.sample(rng))
-        return {path: value for path, value in values.items() if path in self.distributions()}
+        return self.at({path: float(rng.random()) for path in self.distributions()})
+
+    def at(self, shares: Mapping[str, float]) -> dict[str, Value]:
+        """Return the values of the active searched settings at a point of the unit cube. shares: of all, in [0, 1)."""
+        values = self._active_values(lambda setting: setting.at(shares[setting.path]))
+        return {path: value for path, value in values.items() if path in shares}
 
     def configuration(self, chosen: Mapping[str, Value]) -> Config:
         """Return the configuration of chosen values (such as trial.params) and the fixed ones.
