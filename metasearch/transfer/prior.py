@@ -38,7 +38,8 @@ class Prior:
     """The trials of one study.
 
     directions: objective -> minimize or maximize. distributions: every parameter that was searched, the conditional
-    ones too. features: of the task, name -> number. versions: of the programs that made it.
+    ones too. fixed: the parameters that were not searched, with their value. task, fingerprint, features: of the task,
+    its text, its digest, and name -> number. versions: of the programs that made it.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Prior:
     task: str = ""
     features: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
 
     @property
     def complete(self) -> tuple[PriorTrial, ...]:
@@ -60,11 +63,14 @@ def prior_of(
     *,
     metrics: Callable[[FrozenTrial], Mapping[str, float]] = lambda trial: NOTHING,
     curve: Callable[[FrozenTrial], Sequence[float]] = lambda trial: (),
+    finished: Callable[[FrozenTrial], bool] = lambda trial: trial.state.is_finished(),
     task: str = "",
     features: Mapping[str, float] = NOTHING,
     versions: Mapping[str, str] = NOTHING,
+    fixed: Mapping[str, Any] = NOTHING,
+    fingerprint: str = "",
 ) -> Prior:
-    """Return what a study knows. metrics: what else than its objectives a trial measured.
+    """Return what a study knows. metrics: what else than its objectives a trial measured. finished: which trials count.
 
     Objectives without a name (`Study.set_metric_names`) are called objective_0, objective_1, ... Trials that still run
     or wait are left out; one whose objectives are not all finite counts as failed.
@@ -72,7 +78,7 @@ def prior_of(
     names = objective_names(study)
     trials, distributions = [], dict[str, BaseDistribution]()
     for trial in study.get_trials(deepcopy=False):
-        if not trial.state.is_finished():
+        if not finished(trial):
             continue
         distributions.update(trial.distributions)
         state, measured = trial.state, dict[str, float]()
@@ -89,6 +95,8 @@ def prior_of(
         task=task,
         features=dict(features),
         versions=dict(versions),
+        fixed=dict(fixed),
+        fingerprint=fingerprint,
     )
 
 
