@@ -82,17 +82,24 @@ def _table(priors: Sequence[Prior]) -> pa.Table:
         "state": [trial.state for _, trial in rows],
         "curve": [list(trial.curve) for _, trial in rows],
     }
+
+    def column(name: str) -> list[Any]:
+        if name not in columns:
+            columns[name] = [None] * len(rows)
+        return columns[name]
+
+    row = 0
     for prior in priors:
-        for name, distribution in prior.distributions.items():
-            columns.setdefault(f"{_kind(distribution)}:{name}", [None] * len(rows))
-    for row, (prior, trial) in enumerate(rows):
-        for name, value in trial.params.items():
-            if name not in prior.distributions:
-                raise InputError(f"prior {prior.name}, trial {row}: {name}", "has no distribution", value)
-            kind = _kind(prior.distributions[name])
-            columns[f"{kind}:{name}"][row] = json.dumps(value) if kind == "choice" else value
-        for name, value in trial.metrics.items():
-            columns.setdefault(f"metric:{name}", [None] * len(rows))[row] = value
+        kinds = {name: _kind(distribution) for name, distribution in prior.distributions.items()}
+        own = {name: column(f"{kind}:{name}") for name, kind in kinds.items()}
+        for trial in prior.trials:
+            for name, value in trial.params.items():
+                if name not in own:
+                    raise InputError(f"prior {prior.name}, trial {row}: {name}", "has no distribution", value)
+                own[name][row] = json.dumps(value) if kinds[name] == "choice" else value
+            for name, value in trial.metrics.items():
+                column(f"metric:{name}")[row] = value
+            row += 1
     types = {name: FIXED_COLUMNS.get(name) or TYPES[name.partition(":")[0]] for name in columns}
     try:
         arrays = {name: _array(values, types[name]) for name, values in columns.items()}

@@ -228,7 +228,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> No
 
 
 def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="none.parquet: cannot be read: No such file"):
+    with pytest.raises(NotFoundError, match=r"none\.parquet: cannot be read: No such file"):
         read_priors(tmp_path / "none.parquet")
     with pytest.raises(NotFoundError, match="cannot be read: Is a directory"):
         read_priors(tmp_path)
