@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -23,7 +23,7 @@ class PriorTrial:
     """One configuration and what it gave.
 
     params: the searched parameters that were active. metrics: name -> finite number, the objectives among them; empty
-    for a trial that failed or was stopped early. state: complete, pruned or fail. curve: the first objective after each
+    for a trial that failed or was stopped early. state: complete, pruned or fail. curve: validation accuracy after each
     epoch, where it was kept.
     """
 
@@ -80,7 +80,8 @@ def prior_of(
     for trial in study.get_trials(deepcopy=False):
         if not finished(trial):
             continue
-        distributions.update(trial.distributions)
+        for name, distribution in trial.distributions.items():
+            distributions[name] = _covering(distributions.get(name, distribution), distribution)
         state, measured = trial.state, dict[str, float]()
         if state == TrialState.COMPLETE:
             measured = {**metrics(trial), **dict(zip(names, trial.values, strict=True))}
@@ -98,6 +99,18 @@ def prior_of(
         fixed=dict(fixed),
         fingerprint=fingerprint,
     )
+
+
+def _covering(first: BaseDistribution, second: BaseDistribution) -> BaseDistribution:
+    """Return a distribution of all values of both: Optuna lets a study change the range of a number."""
+    if first == second or isinstance(second, CategoricalDistribution):
+        return second
+    assert isinstance(first, (FloatDistribution, IntDistribution))
+    assert isinstance(second, (FloatDistribution, IntDistribution))
+    low, high = min(first.low, second.low), max(first.high, second.high)
+    if isinstance(second, IntDistribution):
+        return IntDistribution(int(low), int(high), log=second.log)
+    return FloatDistribution(low, high, log=second.log)
 
 
 def objective_names(study: Study) -> tuple[str, ...]:

@@ -58,12 +58,15 @@ def searched(draw: st.DrawFn) -> tuple[BaseDistribution, st.SearchStrategy[Any]]
     """A distribution of any kind, and its values."""
     kind = draw(st.sampled_from(["float", "log", "step", "int", "int log", "choice"]))
     if kind == "choice":
-        choices = draw(st.lists(scalars, min_size=1, max_size=5, unique_by=lambda value: (type(value), value)))
+        choices: list[Any] = draw(
+            st.lists(scalars, min_size=1, max_size=5, unique_by=lambda value: (type(value), value))
+        )
         return CategoricalDistribution(choices), st.sampled_from(choices)
     if kind == "step":
-        low, step, count = draw(st.integers(-5, 5)), draw(st.sampled_from([0.1, 0.25, 2.0])), draw(st.integers(1, 30))
-        high = round(low + step * count, 9)
-        return FloatDistribution(low, high, step=step), st.integers(0, count).map(lambda k: min(low + k * step, high))
+        first, step, count = draw(st.integers(-5, 5)), draw(st.sampled_from([0.1, 0.25, 2.0])), draw(st.integers(1, 30))
+        last = round(first + step * count, 9)
+        steps = st.integers(0, count).map(lambda k: min(first + k * step, last))
+        return FloatDistribution(first, last, step=step), steps
     if kind.startswith("int"):
         start, width, by = draw(st.integers(1, 50)), draw(st.integers(0, 20)), draw(st.integers(1, 4))
         if kind == "int log":
