@@ -49,8 +49,8 @@ def import_priors(storage: RDBStorage, priors: Sequence[Prior], *, place: str) -
     names = set(optuna.get_all_study_names(storage))
     for prior in priors:
         here = f"{place}: prior {prior.name}"
-        if prior.name in ("auto", "none") or prior.name.startswith("-") or "," in prior.name:
-            raise InputError(here, "must not be called auto or none, begin with - or have a comma")
+        if prior.name in ("auto", "none") or prior.name.startswith("-"):
+            raise InputError(here, "must not be called auto or none, or begin with -")
         if prior.name.endswith(CONTROLS):
             raise InputError(here, f"must not end in {CONTROLS}, which names a study's controls")
         if prior.name in names:

@@ -20,7 +20,7 @@ from metasearch.records import Config
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
 from metasearch.search.possible import needs_views, possible_with_task, possible_with_teacher
-from metasearch.search.priors import SAMPLERS_WITH_PRIORS, WarmStart, choose_priors
+from metasearch.search.priors import SAMPLERS_WITH_PRIORS, WarmStart, choose_priors, prior_names
 from metasearch.search.samplers import check_sampler
 from metasearch.search.space import Space
 from metasearch.search.store import StudyDescription, create_study, storage_errors, study_exists
@@ -112,7 +112,7 @@ def _warm_start(
 ) -> list[str]:
     """Return the names of the priors that the search starts from: none with a sampler that knows no priors."""
     if options.sampler not in SAMPLERS_WITH_PRIORS:
-        if WarmStart.parse(options.warm_start).names:
+        if WarmStart.parse(options.warm_start, prior_names(storage)).names:
             rule = f"needs --sampler {' or '.join(SAMPLERS_WITH_PRIORS)}: {options.sampler} knows no priors"
             raise InputError("--warm-start", rule, options.warm_start)
         return []

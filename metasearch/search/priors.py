@@ -1,8 +1,9 @@
 """Priors that a search can start from: finished studies of its storage, imported ones, and those of the package.
 
 `--warm-start` is `auto` (all that share a parameter and an objective), `none`, or names: NAME,NAME. A name after a
-minus leaves that one out: `auto,-NAME`. A prior of the very task that is searched counts like any other, because a
-second search of a task gains most from the first; `exclude_task` leaves such out where transfer is to be measured.
+minus leaves that one out: `auto,-NAME`. A name may itself have commas (that of a task of two files has). A prior of
+the very task that is searched counts like any other, because a second search of a task gains most from the first;
+`exclude_task` leaves such out where transfer is to be measured.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +64,9 @@ class WarmStart:
     without: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> WarmStart:
-        """Return what a text means. Raises InputError for one that means nothing."""
-        words = [word.strip() for word in text.split(",")]
+    def parse(cls, text: str, known: Collection[str] = ()) -> WarmStart:
+        """Return what a text means. known: names that may have commas. Raises InputError for one that means nothing."""
+        words = _words(text, known)
         named = tuple(dict.fromkeys(word for word in words if not word.startswith("-") and word != "auto"))
         without = tuple(word[1:] for word in words if word.startswith("-"))
         if words == ["none"]:
@@ -126,6 +128,11 @@ def known_priors(storage: RDBStorage, names: Collection[str] | None = None) -> d
     return {known.prior.name: known for known in (*shipped, *priors_in(storage, names))}
 
 
+def prior_names(storage: RDBStorage) -> list[str]:
+    """Return the names of the storage's studies, finished or not, and of the package's priors."""
+    return [*study_names(storage), *(prior.name for prior in builtin_priors())]
+
+
 def find_priors(storage: RDBStorage, names: Sequence[str]) -> list[KnownPrior]:
     """Return the named priors. Raises NotFoundError with names that are near."""
     known = known_priors(storage, names)
@@ -151,7 +158,7 @@ def choose_priors(
     that `auto` finds of no use too. Raises InputError for a named prior that is of no use, NotFoundError for one that
     is not there.
     """
-    asked = WarmStart.parse(warm_start)
+    asked = WarmStart.parse(warm_start, prior_names(storage))
     if not asked.every and not asked.names:
         return []
     find_priors(storage, asked.without)
@@ -198,6 +205,17 @@ def load_warm_start(
     return chosen
 
 
+def _words(text: str, known: Collection[str]) -> list[str]:
+    """Return what stands between the commas of a text, those within a known name apart."""
+    parts, words = text.split(","), list[str]()
+    while parts:
+        joined = (",".join(parts[:count]).strip() for count in range(len(parts), 1, -1))
+        word = next((word for word in joined if word.removeprefix("-") in known), parts[0].strip())
+        words.append(word)
+        parts = parts[word.count(",") + 1 :]
+    return words
+
+
 def _mapped(prior: Prior, space: Space, objectives: Sequence[str]) -> MappedPrior:
     directions = {name: METRICS[name] for name in objectives}
     return map_prior(prior, space.distributions(), directions, active=_conditions(space))
@@ -206,7 +224,7 @@ def _mapped(prior: Prior, space: Space, objectives: Sequence[str]) -> MappedPrio
 def _conditions(space: Space) -> Active:
     """Return what says which parameters of a trial are active in a space."""
 
-    def active(params: Mapping[str, Any]) -> Collection[str]:
+    def active(params: Mapping[str, Any]) -> AbstractSet[str]:
         values: dict[str, Any] = {}
         for setting in space.settings:
             if setting.active(values) and (not setting.searched or setting.path in params):

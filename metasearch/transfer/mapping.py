@@ -7,7 +7,8 @@ the trial out. Numbers are one kind, whether they were searched as floats, whole
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from metasearch.transfer.prior import Prior, PriorTrial
 
-Active = Callable[[Mapping[str, Any]], Collection[str]]
+Active = Callable[[Mapping[str, Any]], AbstractSet[str]]
 """From the parameters of a trial to the names of those that the conditions of a space permit."""
 
 
@@ -88,7 +89,7 @@ def map_prior(
     for trial in prior.trials:
         found = _mapped_params(trial, distributions, filled)
         if found is not None:
-            names = set(found if active is None else active(found))
+            names = found.keys() if active is None else found.keys() & active(found)
             trials.append(replace(trial, params={name: value for name, value in found.items() if name in names}))
             clipped.update(name for name in names & trial.params.keys() if _moved(trial.params[name], found[name]))
     if not any(trial.state == "complete" for trial in trials):

@@ -156,6 +156,19 @@ def test_a_warm_start_that_means_nothing_is_refused(text: str) -> None:
         WarmStart.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("npz:a,b-1", WarmStart(names=("npz:a,b-1",))),
+        ("x,npz:a,b-1,npz:a", WarmStart(names=("x", "npz:a,b-1", "npz:a"))),
+        ("auto,-npz:a,b-1,-x", WarmStart(every=True, without=("npz:a,b-1", "x"))),
+        ("npz:a,b-2", WarmStart(names=("npz:a", "b-2"))),
+    ],
+)
+def test_a_known_name_may_have_commas(text: str, meaning: WarmStart) -> None:
+    assert WarmStart.parse(text, ["npz:a,b-1", "x"]) == meaning
+
+
 def test_auto_takes_all_none_none_and_names_those_in_their_order(storage: RDBStorage) -> None:
     def chosen(text: str) -> list[str]:
         return names(choose_priors(storage, text, SPACE, OBJECTIVES))
@@ -164,6 +177,13 @@ def test_auto_takes_all_none_none_and_names_those_in_their_order(storage: RDBSto
     assert chosen("none") == []
     assert chosen("second,first") == ["second", "first"]
     assert chosen("auto,-first") == ["second"]
+
+
+def test_a_study_of_a_task_of_two_files_is_chosen_by_its_name(storage: RDBStorage, tmp_path: Path) -> None:
+    name = "npz:a.npz,b.npz-quick-1"
+    finished_study(str(storage.url), name, tmp_path, trials=2)
+    assert names(choose_priors(storage, f"second,{name}", SPACE, OBJECTIVES)) == ["second", name]
+    assert names(choose_priors(storage, f"auto,-{name}", SPACE, OBJECTIVES)) == ["first", "second"]
 
 
 @pytest.mark.parametrize("task", ["usps", "2" * 64])
@@ -191,6 +211,15 @@ def test_the_mapped_trials_are_configurations_of_the_new_space(storage: RDBStora
         space.check_parameters(trial.params, "trial")
     assert mapped.clipped == {}
     assert mapped.dropped == ()
+
+
+def test_a_prior_maps_to_a_space_that_fixes_what_it_searched(storage: RDBStorage) -> None:
+    text = SPACE.text.replace("student.width: {low: 2, high: 12}", "student.width: 8")
+    space = parse_space(text, place="fixed.yaml")
+    assert space.fixed["student.width"] == 8
+    mapped, _ = choose_priors(storage, "auto", space, OBJECTIVES)
+    assert mapped.dropped == ("student.width",)
+    assert all("student.width" not in trial.params for trial in mapped.prior.trials)
 
 
 def test_what_conditions_of_the_new_space_rule_out_is_taken_out(tmp_path: Path) -> None:

@@ -161,7 +161,12 @@ def test_what_the_conditions_of_the_new_space_rule_out_is_taken_out_of_a_trial()
         {"o": "adamw", "w": 6.0},
         fixed={"m": 0.9},
     )
-    mapped = map_prior(prior, new, ACCURACY, active=lambda params: {"o", *(("m",) if params["o"] == "sgd" else ("w",))})
+    mapped = map_prior(
+        prior,
+        new,
+        ACCURACY,
+        active=lambda params: {"o", "of the space alone", *(("m",) if params["o"] == "sgd" else ("w",))},
+    )
     assert [trial.params for trial in mapped.prior.trials] == [{"o": "sgd", "m": 0.9}, {"o": "adamw", "w": 1.0}]
     assert mapped.clipped == {"w": 1}
 
