@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -40,10 +41,12 @@ from metasearch.flags import (
     TeacherWeights,
     Threads,
     Unlabelled,
+    WarmStartText,
     Workers,
     read_configurations,
     seconds,
 )
+from metasearch.prior_commands import priors_app
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +66,7 @@ tasks_app = typer.Typer(invoke_without_command=True, help="Tasks that can be sea
 spaces_app = typer.Typer(invoke_without_command=True, help="Search spaces.")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
+app.add_typer(priors_app, name="priors")
 
 
 @app.command()
@@ -87,6 +91,7 @@ def launch(
     ] = None,
     constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp, nsga2 or random.")] = "tpe",
+    warm_start: WarmStartText = "auto",
     enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
     early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
@@ -152,8 +157,11 @@ def launch(
         timeout_s=timeout_s,
         enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
+        warm_start=warm_start,
     )
-    description, study_name = prepare_study(store, options, create=not dry_run)
+    console = _console()
+    tell = partial(console.print, markup=False, soft_wrap=True)
+    description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
         shown = {"name": study_name, **vars(description), "searched": sorted(loaded.distributions())}
         del shown["space"]

@@ -64,6 +64,14 @@ TeacherFeatures = Annotated[
         ".onnx graph; a ? lists them.",
     ),
 ]
+WarmStartText = Annotated[
+    str,
+    typer.Option(
+        "--warm-start",
+        metavar="PRIORS",
+        help="auto: all priors that fit (auto,-NAME: but one); none; or NAME,NAME of `metasearch priors`.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
 GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]

@@ -44,7 +44,7 @@ def study(url: str, tmp_path: Path) -> str:
     return "ten"
 
 
-COMMANDS = ["launch", "run", "resume", "stop", "status", "best", "studies", "tasks", "spaces", "delete", "gc"]
+COMMANDS = ["launch", "run", "resume", "stop", "status", "best", "studies", "tasks", "spaces", "priors", "delete", "gc"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -22,6 +22,7 @@ from metasearch.search.store import (
     CURVE,
     DESCRIPTION,
     FAILURE,
+    PRIOR,
     RESULT,
     ROLE,
     RUN,
@@ -35,11 +36,17 @@ from metasearch.spelling import hint
 
 
 def studies_frame(storage: RDBStorage) -> pd.DataFrame:
-    """Return a row a study: name, task, objectives, finished, running, created. Studies of others have no task."""
+    """Return a row a study: name, task, objectives, finished, running, created. Studies of others have no task.
+
+    Imported priors are left out: they have no trials here.
+    """
     rows = []
     for name in study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
-        described = study.user_attrs.get(DESCRIPTION, {})
+        attributes = study.user_attrs
+        if PRIOR in attributes:
+            continue
+        described = attributes.get(DESCRIPTION, {})
         trials = study.get_trials(deepcopy=False)
         rows.append(
             {

@@ -15,6 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 
 from metasearch.errors import InputError, MetasearchError
+from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.controls import choose, companion, propose_control
@@ -153,7 +154,15 @@ class _Search:
         )
         self.watcher.teacher(teacher.spec, teacher.metrics)
         self.study.set_user_attr("teacher", {"spec": teacher.spec, "metrics": dict(teacher.metrics)})
+        self._describe(features=task_features(task, teacher))
         return teacher
+
+    def _describe(self, **changes: Any) -> None:
+        """Keep what was found out about the study with its description."""
+        changed = replace(self.description, **changes)
+        if changed != self.description:
+            self.description = changed
+            self.study.set_user_attr(DESCRIPTION, asdict(changed))
 
     def _epoch(self, report: EpochReport) -> None:
         self.watcher.epoch(report)

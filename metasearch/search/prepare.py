@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,9 @@ from metasearch.errors import InputError, StorageError
 from metasearch.folders import home_folder
 from metasearch.records import Config
 from metasearch.search.ledger import check_distinct
-from metasearch.search.objectives import Constraint
+from metasearch.search.objectives import Constraint, parse_objectives
 from metasearch.search.possible import needs_views, possible_with_task, possible_with_teacher
+from metasearch.search.priors import SAMPLERS_WITH_PRIORS, WarmStart, choose_priors, prior_names
 from metasearch.search.samplers import check_sampler
 from metasearch.search.space import Space
 from metasearch.search.store import StudyDescription, create_study, storage_errors, study_exists
@@ -28,7 +30,10 @@ from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 
 @dataclass(frozen=True)
 class Options:
-    """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them."""
+    """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them.
+
+    warm_start: auto, none, or names of priors (see `priors.py`).
+    """
 
     source: TaskSource
     space: Space
@@ -44,14 +49,21 @@ class Options:
     timeout_s: float | None = None
     enqueue: tuple[Config, ...] = ()
     artefacts: str | None = None
+    warm_start: str = "auto"
 
 
-def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True) -> tuple[StudyDescription, str]:
-    """Check the options, describe the study and (unless a dry run) create it; return description and name."""
+def prepare_study(
+    storage: RDBStorage, options: Options, *, create: bool = True, tell: Callable[[str], None] = lambda line: None
+) -> tuple[StudyDescription, str]:
+    """Check the options, describe the study and (unless a dry run) create it; return description and name.
+
+    tell: hears how each prior maps to the space, in a line.
+    """
     check_sampler(options.sampler)
     if options.trials < 1:
         raise InputError("--trials", "must be at least 1", options.trials)
     objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
+    parse_objectives(objectives, place="--objective")
     constraints = [*map(str, options.space.constraints), *options.constraints]
     for text in constraints:
         Constraint.parse(text, place="--constraint")
@@ -63,6 +75,7 @@ def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True)
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
+    warm_start = _warm_start(storage, options, space, objectives, tell)
     name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
     description = StudyDescription(
         task=asdict(source),
@@ -83,6 +96,7 @@ def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True)
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         timeout_s=options.timeout_s,
+        warm_start=warm_start,
     )
     check_writable(Path(description.artefacts))
     if create:
@@ -91,6 +105,22 @@ def prepare_study(storage: RDBStorage, options: Options, *, create: bool = True)
             for config in options.enqueue:
                 study.enqueue_trial(config)
     return description, name
+
+
+def _warm_start(
+    storage: RDBStorage, options: Options, space: Space, objectives: list[str], tell: Callable[[str], None]
+) -> list[str]:
+    """Return the names of the priors that the search starts from: none with a sampler that knows no priors."""
+    if options.sampler not in SAMPLERS_WITH_PRIORS:
+        if WarmStart.parse(options.warm_start, prior_names(storage)).names:
+            rule = f"needs --sampler {' or '.join(SAMPLERS_WITH_PRIORS)}: {options.sampler} knows no priors"
+            raise InputError("--warm-start", rule, options.warm_start)
+        return []
+    with storage_errors(str(storage.url)):
+        chosen = choose_priors(storage, options.warm_start, space, objectives, tell=tell)
+    if not chosen and options.warm_start != "none":
+        tell("no prior fits: the search starts from nothing")
+    return [mapped.prior.name for mapped in chosen]
 
 
 def resolve_device(text: str) -> str:

@@ -1,6 +1,7 @@
 """The store: studies in an Optuna storage, described by attributes, told by the driver alone.
 
-Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.py`), `stop` (a request to stop).
+Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.py`), `stop` (a request to stop),
+`prior` (of a study that only holds an imported prior, see `imported.py`).
 Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
 `curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while a driver
 that stopped in good order has left it to the next one). What an attribute is called and holds is stated here and
@@ -36,7 +37,7 @@ from metasearch.spelling import hint
 
 BUSY_TIMEOUT_S = 60
 CONTROLS = "/controls"
-DESCRIPTION, STOP = "metasearch", "stop"
+DESCRIPTION, STOP, PRIOR = "metasearch", "stop", "prior"
 RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"
 LOSSES, LEFT = "losses", "left"
 LOST = "lost"
@@ -47,7 +48,8 @@ LOST = "lost"
 class StudyDescription:
     """What a study searches, and with what; enough to resume it.
 
-    task: the fields of a TaskSource. teacher: a SOURCE, or the fields of a TeacherSource.
+    task: the fields of a TaskSource. teacher: a SOURCE, or the fields of a TeacherSource. warm_start: the names of the
+    priors that the search starts from. features: of the task with its teacher, once the driver has that.
     """
 
     task: dict[str, Any]
@@ -67,6 +69,8 @@ class StudyDescription:
     commit: str = ""
     created: str = ""
     timeout_s: float | None = None
+    warm_start: list[str] = field(default_factory=list)
+    features: dict[str, float] = field(default_factory=dict)
 
     def parsed_space(self) -> Space:
         """Return the search space as it was when the study was made."""
@@ -221,8 +225,11 @@ def study_names(storage: RDBStorage) -> list[str]:
 
 
 def description_of(study: Study) -> StudyDescription:
-    """Return what the study searches. Raises InputError for a study that metasearch did not make."""
-    described = study.user_attrs.get(DESCRIPTION)
+    """Return what the study searches. Raises InputError for an imported prior, and a study made by another program."""
+    attributes = study.user_attrs
+    described = attributes.get(DESCRIPTION)
+    if PRIOR in attributes:
+        raise InputError(f"study {study.study_name}", "is an imported prior, without trials; see `metasearch priors`")
     if described is None:
         raise InputError(f"study {study.study_name}", "was not made by metasearch: it has no description")
     return StudyDescription(**described)

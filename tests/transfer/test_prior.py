@@ -34,3 +34,23 @@ def test_a_value_that_is_not_finite_counts_as_a_failure() -> None:
     study.tell(study.ask(), float("inf"))
     prior = prior_of(study)
     assert [(trial.state, dict(trial.metrics)) for trial in prior.trials] == [("fail", {})]
+
+
+def test_a_range_that_changed_during_a_study_covers_all_its_values() -> None:
+    study = optuna.create_study()
+    for low, high in ((1, 4), (3, 9)):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_int("n", low, high) + trial.suggest_float("x", low, high, step=0.5))
+    assert prior_of(study).distributions == {
+        "n": optuna.distributions.IntDistribution(1, 9),
+        "x": optuna.distributions.FloatDistribution(1, 9),
+    }
+
+
+def test_trials_that_do_not_count_are_left_out() -> None:
+    study = optuna.create_study()
+    study.tell(study.ask(), 1.0)
+    study.tell(study.ask(), 2.0)
+    assert [t.metrics for t in prior_of(study, finished=lambda trial: trial.number == 1).trials] == [
+        {"objective_0": 2.0}
+    ]

@@ -1,0 +1,242 @@
+"""Priors that a search can start from: finished studies of its storage, imported ones, and those of the package.
+
+`--warm-start` is `auto` (all that share a parameter and an objective), `none`, or names: NAME,NAME. A name after a
+minus leaves that one out: `auto,-NAME`. A name may itself have commas (that of a task of two files has). A prior of
+the very task that is searched counts like any other, because a second search of a task gains most from the first;
+`exclude_task` leaves such out where transfer is to be measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from metasearch import transfer
+from metasearch.errors import InputError, NotFoundError
+from metasearch.records import METRICS
+from metasearch.search.imported import imported_prior
+from metasearch.search.lease import holder_of
+from metasearch.search.space import Space
+from metasearch.search.store import (
+    CURVE,
+    DESCRIPTION,
+    RESULT,
+    StudyDescription,
+    description_of,
+    is_finished,
+    load_study,
+    metrics_of,
+    study_names,
+)
+from metasearch.spelling import hint
+from metasearch.transfer.mapping import Active, MappedPrior, map_prior
+from metasearch.transfer.prior import Prior, prior_of
+from metasearch.transfer.priors_file import read_priors
+
+STORE, IMPORTED, BUILT_IN = "store", "imported", "built-in"
+BUILT_IN_FILE = Path(transfer.__file__).parent / "builtin.parquet"
+SAMPLERS_WITH_PRIORS = ("transfer",)
+
+
+@dataclass(frozen=True)
+class KnownPrior:
+    """A prior and where it is from: store, imported or built-in."""
+
+    prior: Prior
+    source: str
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What `--warm-start` asks for. every: all priors that fit. names: these. without: not these."""
+
+    every: bool = False
+    names: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, known: Collection[str] = ()) -> WarmStart:
+        """Return what a text means. known: names that may have commas. Raises InputError for one that means nothing."""
+        words = _words(text, known)
+        named = tuple(dict.fromkeys(word for word in words if not word.startswith("-") and word != "auto"))
+        without = tuple(word[1:] for word in words if word.startswith("-"))
+        if words == ["none"]:
+            return cls()
+        every = "auto" in words
+        if not all((*named, *without)) or "none" in named or every == bool(named):
+            raise InputError("--warm-start", "must be auto, none or NAME,... (and -NAME to leave one out)", text)
+        return cls(every, named, without)
+
+
+def prior_of_study(study: Study) -> Prior:
+    """Return what a study of ours or of another program knows. Trials that their machine lost are left out."""
+    if DESCRIPTION not in study.user_attrs:
+        return prior_of(study)
+    description = description_of(study)
+    try:
+        fixed = description.parsed_space().fixed
+    except InputError:  # a space of an older version, of which this one says no more what it fixed
+        fixed = {}
+    return prior_of(
+        study,
+        metrics=lambda trial: {name: value for name, value in metrics_of(trial).items() if math.isfinite(value)},
+        curve=_curve,
+        finished=is_finished,
+        task=description.task["text"],
+        features=description.features,
+        versions=description.versions | ({"commit": description.commit} if description.commit else {}),
+        fixed=fixed,
+        fingerprint=description.fingerprint,
+    )
+
+
+def priors_in(storage: RDBStorage, names: Collection[str] | None = None) -> list[KnownPrior]:
+    """Return the priors of a storage: studies with complete trials that no live driver holds, and imported ones.
+
+    names: look at these only.
+    """
+    found = []
+    for name in study_names(storage):
+        if names is not None and name not in names:
+            continue
+        study = load_study(storage, name)
+        imported = imported_prior(study)
+        if imported is not None:
+            found.append(KnownPrior(imported, IMPORTED))
+        elif holder_of(study) is None and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            found.append(KnownPrior(prior_of_study(study), STORE))
+    return found
+
+
+def builtin_priors() -> tuple[Prior, ...]:
+    """Return the priors that ship with the package."""
+    return read_priors(BUILT_IN_FILE) if BUILT_IN_FILE.exists() else ()
+
+
+def known_priors(storage: RDBStorage, names: Collection[str] | None = None) -> dict[str, KnownPrior]:
+    """Return the priors of a storage and of the package by name; the storage's come first. names: these only."""
+    shipped = [KnownPrior(prior, BUILT_IN) for prior in builtin_priors() if names is None or prior.name in names]
+    return {known.prior.name: known for known in (*shipped, *priors_in(storage, names))}
+
+
+def prior_names(storage: RDBStorage) -> list[str]:
+    """Return the names of the storage's studies, finished or not, and of the package's priors."""
+    return [*study_names(storage), *(prior.name for prior in builtin_priors())]
+
+
+def find_priors(storage: RDBStorage, names: Sequence[str]) -> list[KnownPrior]:
+    """Return the named priors. Raises NotFoundError with names that are near."""
+    known = known_priors(storage, names)
+    for name in names:
+        if name not in known:
+            near = hint(name, known_priors(storage))
+            raise NotFoundError(f"prior {name!r}: there is no finished study or imported prior of this name {near}")
+    return [known[name] for name in names]
+
+
+def choose_priors(
+    storage: RDBStorage,
+    warm_start: str,
+    space: Space,
+    objectives: Sequence[str],
+    *,
+    exclude_task: str = "",
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[MappedPrior]:
+    """Return the priors to start from, mapped to a space and the metrics that a search improves.
+
+    exclude_task: a task's text or fingerprint, whose priors `auto` leaves out. tell: hears a line for each prior, those
+    that `auto` finds of no use too. Raises InputError for a named prior that is of no use, NotFoundError for one that
+    is not there.
+    """
+    asked = WarmStart.parse(warm_start, prior_names(storage))
+    if not asked.every and not asked.names:
+        return []
+    find_priors(storage, asked.without)
+    if asked.every:
+        found = [known.prior for known in known_priors(storage).values()]
+        found = [prior for prior in found if not exclude_task or exclude_task not in (prior.task, prior.fingerprint)]
+    else:
+        found = [known.prior for known in find_priors(storage, asked.names)]
+    chosen = []
+    for prior in found:
+        if prior.name in asked.without:
+            continue
+        mapped = _mapped(prior, space, objectives)
+        tell(f"prior {mapped.summary()}")
+        if not mapped.refused:
+            chosen.append(mapped)
+        elif not asked.every:
+            raise InputError("--warm-start", f"prior {prior.name} cannot be used: {mapped.refused}")
+    return chosen
+
+
+def load_warm_start(
+    storage: RDBStorage,
+    description: StudyDescription,
+    space: Space,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Prior]:
+    """Return the priors that a study was started from, by name, mapped to its space as its driver has narrowed it.
+
+    tell: hears a line for each that is no more, or of no use any more; the search goes on without it.
+    """
+    known = known_priors(storage, description.warm_start) if description.warm_start else {}
+    chosen = []
+    for name in description.warm_start:
+        if name not in known:
+            tell(f"prior {name}: is no more in this storage; the search goes on without it")
+            continue
+        mapped = _mapped(known[name].prior, space, description.objectives)
+        if mapped.refused:
+            tell(f"prior {mapped.summary()}")
+        else:
+            chosen.append(mapped.prior)
+    return chosen
+
+
+def _words(text: str, known: Collection[str]) -> list[str]:
+    """Return what stands between the commas of a text, those within a known name apart."""
+    parts, words = text.split(","), list[str]()
+    while parts:
+        joined = (",".join(parts[:count]).strip() for count in range(len(parts), 1, -1))
+        word = next((word for word in joined if word.removeprefix("-") in known), parts[0].strip())
+        words.append(word)
+        parts = parts[word.count(",") + 1 :]
+    return words
+
+
+def _mapped(prior: Prior, space: Space, objectives: Sequence[str]) -> MappedPrior:
+    directions = {name: METRICS[name] for name in objectives}
+    return map_prior(prior, space.distributions(), directions, active=_conditions(space))
+
+
+def _conditions(space: Space) -> Active:
+    """Return what says which parameters of a trial are active in a space."""
+
+    def active(params: Mapping[str, Any]) -> AbstractSet[str]:
+        values: dict[str, Any] = {}
+        for setting in space.settings:
+            if setting.active(values) and (not setting.searched or setting.path in params):
+                values[setting.path] = params[setting.path] if setting.searched else setting.domain
+        return values.keys()
+
+    return active
+
+
+def _curve(trial: FrozenTrial) -> list[float]:
+    """Return the validation accuracy after each epoch of a trial, complete or stopped early."""
+    epochs = trial.user_attrs.get(CURVE) or []
+    if RESULT in trial.user_attrs:
+        epochs = json.loads(trial.user_attrs[RESULT])["curve"]
+    return [epoch["val_accuracy"] for epoch in epochs]
