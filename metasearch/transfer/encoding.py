@@ -1,0 +1,209 @@
+"""Configurations as points of the unit cube, and back.
+
+N configurations, P parameters, D columns. A number is one column, its place in its range (of the logarithm where the
+range is logarithmic); a categorical parameter whose choices are numbers is one column too, its rank; another one has a
+column per choice, 1/sqrt(2) for the chosen one, so that two choices lie at distance 1. A parameter that a
+configuration does not have (a conditional one) stands at the middle, or at the origin of its choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+Array = NDArray[np.float64]
+Params = dict[str, Any]
+SIDE = 0.5**0.5
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One parameter's part of the cube."""
+
+    name: str
+    distribution: BaseDistribution
+
+    @cached_property
+    def choices(self) -> tuple[Any, ...] | None:
+        """Its choices, those that are numbers in their order, or None if it is a range."""
+        if not isinstance(self.distribution, CategoricalDistribution):
+            return None
+        choices = self.distribution.choices
+        return tuple(sorted(choices)) if self.ordered else tuple(choices)
+
+    @cached_property
+    def ordered(self) -> bool:
+        """Whether its values have an order."""
+        if not isinstance(self.distribution, CategoricalDistribution):
+            return True
+        choices = self.distribution.choices
+        return len(choices) > 2 and all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in choices)
+
+    @property
+    def columns(self) -> int:
+        """How many columns it has."""
+        return 1 if self.ordered else len(self.choices or ())
+
+    @property
+    def middle(self) -> list[float]:
+        """What stands for a value that is not there."""
+        return [0.5] if self.ordered else [0.0] * self.columns
+
+    def encode(self, value: Any) -> list[float]:
+        """Return the columns of a value."""
+        if self.choices is not None:
+            index = self.choices.index(value)
+            if self.ordered:
+                return [index / (len(self.choices) - 1)]
+            return [SIDE * (position == index) for position in range(self.columns)]
+        low, high = self._ends
+        return [0.5 if high == low else (self._forward(value) - low) / (high - low)]
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Return a random value of the distribution."""
+        if self.choices is not None:
+            return self.choices[int(rng.integers(len(self.choices)))]
+        return self.at(float(rng.random()))
+
+    def at(self, share: float) -> Any:
+        """Return the value at a share in [0, 1] of a range; equal parts of it for each of a few values."""
+        domain = self.distribution
+        assert isinstance(domain, (FloatDistribution, IntDistribution))
+        if domain.step is not None and not domain.log:
+            steps = round((domain.high - domain.low) / domain.step)
+            value = domain.low + domain.step * min(int(share * (steps + 1)), steps)
+            return min(value, domain.high)
+        low, high = self._ends
+        if isinstance(domain, IntDistribution):
+            drawn = math.exp(math.log(domain.low - 0.5) + share * math.log((domain.high + 0.5) / (domain.low - 0.5)))
+            return min(max(round(drawn), domain.low), domain.high)
+        value = low + share * (high - low)
+        return float(min(max(math.exp(value) if domain.log else value, domain.low), domain.high))
+
+    def near(self, value: Any, spread: float, rng: np.random.Generator) -> Any:
+        """Return another value than `value`, near it where values have an order. spread: of the range, a deviation."""
+        if not self.ordered:
+            others = [choice for choice in self.choices or () if choice != value]
+            return others[int(rng.integers(len(others)))] if others else value
+        if self.choices is not None:
+            index = self.choices.index(value) + (1 if rng.random() < 0.5 else -1)
+            return self.choices[min(max(index, 0), len(self.choices) - 1)]
+        domain = self.distribution
+        assert isinstance(domain, (FloatDistribution, IntDistribution))
+        low, high = self._ends
+        moved = self._forward(value) + spread * (high - low) * float(rng.standard_normal())
+        moved = math.exp(moved) if domain.log else moved
+        if domain.step is not None and not domain.log:
+            steps = round((domain.high - domain.low) / domain.step)
+            before = round((value - domain.low) / domain.step)
+            after = round((moved - domain.low) / domain.step)
+            after = before + (1 if moved > value else -1) if after == before else after
+            return min(domain.low + domain.step * min(max(after, 0), steps), domain.high)
+        if isinstance(domain, IntDistribution):
+            after = round(moved)
+            after = value + (1 if moved > value else -1) if after == value else after
+            return min(max(after, domain.low), domain.high)
+        return float(min(max(moved, domain.low), domain.high))
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        domain = self.distribution
+        assert isinstance(domain, (FloatDistribution, IntDistribution))
+        return self._forward(domain.low), self._forward(domain.high)
+
+    def _forward(self, value: float) -> float:
+        log = isinstance(self.distribution, (FloatDistribution, IntDistribution)) and self.distribution.log
+        return math.log(value) if log else float(value)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Which parameters are there only for some values of others, learned from configurations.
+
+    rules: parameter -> other parameter -> its values (None for its absence) with which the first one was never seen.
+    """
+
+    rules: Mapping[str, Mapping[str, frozenset[Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def learned(cls, configurations: Sequence[Mapping[str, Any]], axes: Sequence[Axis]) -> Conditions:
+        """Return the conditions that all configurations agree with.
+
+        A parameter depends on another if it is there with some of its values and not with others, and no value has
+        been seen both with and without it.
+        """
+        tests = [axis for axis in axes if axis.choices is not None]
+        rules: dict[str, dict[str, frozenset[Any]]] = {}
+        for axis in axes:
+            with_it = [config for config in configurations if axis.name in config]
+            without = [config for config in configurations if axis.name not in config]
+            if not without or not with_it:
+                continue
+            for test in tests:
+                present = {config.get(test.name) for config in with_it}
+                absent = {config.get(test.name) for config in without}
+                if test.name != axis.name and not present & absent:
+                    rules.setdefault(axis.name, {})[test.name] = frozenset(absent)
+        return cls(rules)
+
+    def kept(self, config: Mapping[str, Any]) -> Params:
+        """Return the part of a configuration that is there."""
+        kept = dict(config)
+        while gone := [name for name in kept if not self.permits(name, kept)]:  # one that goes may take others along
+            for name in gone:
+                del kept[name]
+        return kept
+
+    def permits(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Return whether a parameter may be there beside the others of a configuration."""
+        return not any(config.get(other) in values for other, values in self.rules.get(name, {}).items())
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The cube of some parameters."""
+
+    axes: tuple[Axis, ...]
+    conditions: Conditions = field(default_factory=Conditions)
+
+    @classmethod
+    def of(
+        cls, distributions: Mapping[str, BaseDistribution], configurations: Sequence[Mapping[str, Any]] = ()
+    ) -> Encoding:
+        """Return the encoding of the distributions; conditions are learned from configurations."""
+        axes = tuple(Axis(name, distributions[name]) for name in sorted(distributions))
+        return cls(axes, Conditions.learned(configurations, axes))
+
+    @cached_property
+    def parameter(self) -> NDArray[np.intp]:
+        """The parameter that each column belongs to, (D,)."""
+        return np.repeat(np.arange(len(self.axes)), [axis.columns for axis in self.axes])
+
+    def encode(self, configurations: Sequence[Mapping[str, Any]]) -> Array:
+        """Return (N, D); values outside their distribution raise ValueError where they are categorical."""
+        rows = [
+            [part for axis in self.axes for part in (axis.encode(c[axis.name]) if axis.name in c else axis.middle)]
+            for c in configurations
+        ]
+        return np.array(rows, float).reshape(len(rows), len(self.parameter))
+
+    def draw(self, rng: np.random.Generator) -> Params:
+        """Return a random configuration, without what its own values make absent."""
+        return self.conditions.kept({axis.name: axis.draw(rng) for axis in self.axes})
+
+    def mutated(self, config: Mapping[str, Any], rng: np.random.Generator, *, spread: float = 0.2) -> Params:
+        """Return a configuration that differs in one parameter or a few; what becomes active is drawn."""
+        full = {axis.name: config[axis.name] if axis.name in config else axis.draw(rng) for axis in self.axes}
+        changes = 1 + int(rng.geometric(0.6) - 1)
+        present = [axis for axis in self.axes if axis.name in config]
+        for index in rng.permutation(len(present))[:changes]:
+            axis = present[index]
+            full[axis.name] = axis.near(full[axis.name], spread, rng)
+        return self.conditions.kept(full)

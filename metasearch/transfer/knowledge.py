@@ -1,0 +1,180 @@
+"""What prior studies say of a study's space and objectives, fitted once; and, with its own results, what to believe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from metasearch.transfer.encoding import Encoding, Params
+from metasearch.transfer.gp import Beliefs, Hyperparameters, fit
+from metasearch.transfer.hypervolume import non_dominated
+from metasearch.transfer.mapping import map_prior
+from metasearch.transfer.prior import Prior
+from metasearch.transfer.results import Results
+from metasearch.transfer.surrogates import Location, Mixture, Pool, Process, fit_pool
+from metasearch.transfer.warp import Warp, choose_warp
+
+Array = NDArray[np.float64]
+
+FEWEST_ALONE = 3
+"""Own results from which on they are also believed alone."""
+PRIOR_ODDS = 0.8
+"""What is believed at the start of the prior studies being of use, for each objective."""
+MOST_POINTS = 1_000
+"""Points of prior studies that are kept, of all together."""
+MOST_FITTED = 200
+"""Own results that hyperparameters are fitted to."""
+MOST_STARTS = 100
+"""Good configurations of prior studies that are candidates."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is known of one objective before the study. pool: None if no prior study measured it.
+
+    warp: None if it is to be chosen by the study's own values.
+    """
+
+    pool: Pool | None = None
+    warp: Warp | None = None
+
+
+@dataclass
+class Knowledge:
+    """Prior studies on the space of a study. distributions: its parameters and those that only prior studies have.
+
+    directions: objective -> minimize or maximize. priors: mapped to both.
+    """
+
+    distributions: Mapping[str, BaseDistribution]
+    directions: Mapping[str, str]
+    priors: tuple[Prior, ...]
+    _fits: dict[str, tuple[int, Hyperparameters]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        priors: Sequence[Prior],
+        distributions: Mapping[str, BaseDistribution],
+        directions: Mapping[str, str],
+    ) -> Knowledge:
+        """Return what the priors know; those that share no parameter or no objective are left out."""
+        mapped = [map_prior(prior, distributions, directions) for prior in priors]
+        return cls(distributions, directions, tuple(m.prior for m in mapped if not m.refused))
+
+    @cached_property
+    def signs(self) -> Array:
+        """(M,), -1 where an objective is maximized."""
+        return np.array([1.0 if direction == "minimize" else -1.0 for direction in self.directions.values()])
+
+    @cached_property
+    def starts(self) -> list[Params]:
+        """The configurations of each prior that no other one of it dominates, those of all priors in turn."""
+        fronts = []
+        for prior in self.priors:
+            y = np.array([[t.metrics[n] for n in prior.directions] for t in prior.complete])
+            signs = np.array([1.0 if d == "minimize" else -1.0 for d in prior.directions.values()])
+            fronts.append([dict(prior.complete[i].params) for i in non_dominated(y * signs)])
+        longest = max(map(len, fronts), default=0)
+        return [front[i] for i in range(longest) for front in fronts if i < len(front)][:MOST_STARTS]
+
+    def encoding(self, trials: Sequence[FrozenTrial]) -> Encoding:
+        """Return the encoding of the space, its conditions learned from the priors and the study's own trials."""
+        own = [trial.params for trial in trials if trial.state.is_finished() and trial.params]
+        return Encoding.of(self.distributions, [*self._examples, *own])
+
+    @cached_property
+    def _examples(self) -> list[Mapping[str, Any]]:
+        return thinned([trial.params for prior in self.priors for trial in prior.trials])
+
+    @cached_property
+    def _cube(self) -> Encoding:
+        return Encoding.of(self.distributions)
+
+    @cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is known of each objective before the study; fitted when it is first asked for."""
+        return tuple(self._objective(name, sign) for name, sign in zip(self.directions, self.signs, strict=True))
+
+    def _objective(self, name: str, sign: float) -> Objective:
+        priors = [prior for prior in self.priors if name in prior.directions]
+        if not priors:
+            return Objective()
+        most = max(MOST_POINTS // len(priors), 10)
+        studies = []
+        for prior in priors[: MOST_POINTS // most]:
+            trials = prior.complete
+            trials = tuple(trials[i] for i in np.linspace(0, len(trials) - 1, min(most, len(trials))).astype(int))
+            values = sign * np.array([trial.metrics[name] for trial in trials])
+            studies.append((self._cube.encode([trial.params for trial in trials]), values))
+        warp = choose_warp([values for _, values in studies])
+        warped = [(x, warp(values)) for x, values in studies]
+        return Objective(fit_pool(warped, self._cube.parameter, self._beliefs), warp)
+
+    @property
+    def _beliefs(self) -> Beliefs:
+        return Beliefs(log_scale=float(np.log(len(self.distributions) ** 0.5 / 2)))
+
+    def warp(self, index: int, results: Results) -> Warp:
+        """Return the scale on which an objective is modelled."""
+        known = self.objectives[index].warp
+        return choose_warp([results.values[results.measured, index]]) if known is None else known
+
+    def believed(self, index: int, results: Results) -> Mixture:
+        """Return what to believe of an objective, on its warped scale."""
+        y = self.warp(index, results)(results.values[:, index])
+        return self.mixture(
+            list(self.directions)[index],
+            results.encoding.encode(results.configurations),
+            y,
+            self.objectives[index].pool,
+        )
+
+    def constraints(self, results: Results) -> list[Mixture]:
+        """Return what to believe of each constraint; 0 stays 0 on its scale."""
+        beliefs = []
+        x = results.encoding.encode(results.configurations)
+        for name, values in results.violations.items():
+            known = np.isfinite(values)
+            beliefs.append(self.mixture(f"constraint {name}", x[known], values[known], None))
+        return beliefs
+
+    def mixture(self, name: str, x: Array, y: Array, pool: Pool | None) -> Mixture:
+        """Return the beliefs about values y (n,) at points x (n, D), with and without prior studies."""
+        parameter = self._cube.parameter
+        processes, odds = [], []
+        if pool is not None:
+            processes.append(Process(x, y, parameter, pool.hyper, pool.location, pool))
+            odds.append(PRIOR_ODDS)
+        if pool is None or len(y) >= FEWEST_ALONE:
+            location = Location.of_values(y) if pool is None else pool.location
+            processes.append(Process(x, y, parameter, self._fitted(name, x, y), location))
+            odds.append(1 - PRIOR_ODDS if pool is not None else 1.0)
+        logs = np.log(odds) + np.array([process.evidence for process in processes])
+        weights = np.exp(logs - logs.max())
+        return Mixture(weights / weights.sum(), tuple(processes))
+
+    def _fitted(self, name: str, x: Array, y: Array) -> Hyperparameters:
+        """Return hyperparameters of own values, fitted again only when a tenth more of them have come."""
+        count, known = self._fits.get(name, (0, None))
+        if known is not None and count <= len(y) < max(count + 1, 1.1 * count):
+            return known
+        chosen = np.unique(np.linspace(0, len(y) - 1, min(MOST_FITTED, len(y))).astype(int))
+        deviation = float(y.std()) or 1.0
+        found = fit(
+            x[chosen], (y[chosen] - y.mean()) / deviation, self._cube.parameter, self._beliefs, start=known, steps=40
+        )
+        self._fits[name] = len(y), found
+        return found
+
+
+def thinned(configurations: Sequence[Mapping[str, Any]], most: int = 300) -> list[Mapping[str, Any]]:
+    """Return about so many of the configurations, evenly."""
+    return list(configurations[:: max(1, len(configurations) // most)])

@@ -1,0 +1,132 @@
+"""The next configuration to try: of many candidates, the one that promises the largest gain of hypervolume.
+
+n own points, M objectives (all minimized), Q candidates, S samples. Gains are counted on the warped scale of each
+objective, where they do not depend on its units, below the worst that is expected of a random configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from metasearch.transfer.encoding import Encoding, Params
+from metasearch.transfer.hypervolume import Hypervolume, non_dominated
+from metasearch.transfer.results import Results
+from metasearch.transfer.surrogates import Mixture
+
+Array = NDArray[np.float64]
+RANDOM, MUTANTS, ROUNDS = 300, 120, 3
+"""Random candidates; mutants of the best in each round; rounds."""
+SAMPLES = 32
+RAYS = 32
+
+
+Computed = Callable[[Sequence[Mapping[str, Any]]], Array]
+"""From configurations to the values (Q,) of an objective that no trial is needed for, on its warped scale."""
+
+
+def propose(
+    results: Results,
+    warped: Array,
+    objectives: Sequence[Mixture | Computed],
+    constraints: Sequence[Mixture],
+    starts: Sequence[Params],
+    rng: np.random.Generator,
+) -> Params:
+    """Return the candidate of the largest expected gain of hypervolume, weighted by the odds that it is feasible.
+
+    warped: (n, M), the results on the scales of the objectives. objectives: a belief each, or a function that computes
+    it. starts: candidates beside random ones, such as the best of earlier studies. Trials that still run are taken to
+    give what is expected of them.
+    """
+    encoding = results.encoding
+    if results.running:
+        x = encoding.encode(results.running)
+        expected = [o.mean(x) if isinstance(o, Mixture) else o(results.running) for o in objectives]
+        objectives = [o.given(x, y) if isinstance(o, Mixture) else o for o, y in zip(objectives, expected, strict=True)]
+        reached = np.vstack([warped[results.feasible], np.column_stack(expected)])
+    else:
+        reached = warped[results.feasible]
+    drawn = [encoding.draw(rng) for _ in range(RANDOM)]
+    own = [results.configurations[i] for i in non_dominated(warped)] if len(warped) else []
+    near = [encoding.mutated(own[i % len(own)], rng) for i in range(MUTANTS)] if own else []
+    normals = _normals(len(objectives), rng)
+    chosen = [_chosen(objective, rng) for objective in objectives]
+    best_gain, best = -1.0, drawn[0]
+    candidates = [*drawn, *starts, *near]
+    measure: Hypervolume | None = None
+    for _ in range(ROUNDS):
+        x = encoding.encode(candidates)
+        samples = np.stack(
+            [_sampled(o, candidates, x, normals[:, m], chosen[m]) for m, o in enumerate(objectives)], axis=2
+        )
+        if measure is None:
+            seen = np.vstack([samples[:, :RANDOM].mean(0), warped])
+            low, high = seen.min(0), seen.max(0)
+            measure = Hypervolume.of(high, np.maximum(high - low, 1e-12), count=RAYS)
+            so_far = measure.best(reached)
+        gains = measure.improvement(samples, so_far) * _odds(constraints, x)
+        gains[_repeats(x, results.taken)] = -1.0
+        order = np.argsort(-gains, kind="stable")
+        if gains[order[0]] > best_gain:
+            best_gain, best = float(gains[order[0]]), candidates[order[0]]
+        top = [candidates[i] for i in order[:5]]
+        candidates = [encoding.mutated(top[i % len(top)], rng, spread=0.1) for i in range(MUTANTS)]
+    return best
+
+
+def spread_out(encoding: Encoding, taken: Array, rng: np.random.Generator, *, count: int = 64) -> Params:
+    """Return the random configuration that is farthest from those taken (T, D)."""
+    drawn = [encoding.draw(rng) for _ in range(count)]
+    if not len(taken):
+        return drawn[0]
+    x = encoding.encode(drawn)
+    distances = ((x[:, None] - taken[None]) ** 2).sum(2).min(1)
+    return drawn[int(np.argmax(distances))]
+
+
+def _normals(objectives: int, rng: np.random.Generator) -> Array:
+    """Return (S, M) normal numbers, each column stratified; the same ones serve every candidate."""
+    strata = norm.ppf((np.arange(SAMPLES) + 0.5) / SAMPLES)
+    return np.column_stack([rng.permutation(strata) for _ in range(objectives)])
+
+
+def _chosen(objective: Mixture | Computed, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return (S,), which of the beliefs of a mixture each sample is drawn from."""
+    weights = objective.weights if isinstance(objective, Mixture) else np.ones(1)
+    counts = np.floor(np.cumsum(weights) * SAMPLES + 0.5).astype(int)
+    return rng.permutation(np.searchsorted(counts, np.arange(SAMPLES), side="right").clip(max=len(weights) - 1))
+
+
+def _sampled(
+    objective: Mixture | Computed,
+    candidates: Sequence[Params],
+    x: Array,
+    normals: Array,
+    chosen: NDArray[np.intp],
+) -> Array:
+    """Return (S, Q) values of one objective."""
+    if not isinstance(objective, Mixture):
+        return np.broadcast_to(objective(candidates), (SAMPLES, len(x)))
+    believed = objective.predict(x)
+    means, deviations = np.array([p.mean for p in believed]), np.array([p.deviation for p in believed])
+    return np.asarray(means[chosen] + normals[:, None] * deviations[chosen])
+
+
+def _odds(constraints: Sequence[Mixture], x: Array) -> Array:
+    """Return (Q,), the odds that every constraint is at most 0."""
+    odds = np.ones(len(x))
+    for constraint in constraints:
+        believed = zip(constraint.weights, constraint.predict(x), strict=True)
+        odds *= np.sum([weight * norm.cdf(-p.mean / p.deviation) for weight, p in believed], axis=0)
+    return odds
+
+
+def _repeats(x: Array, taken: Array) -> NDArray[np.bool_]:
+    if not len(taken):
+        return np.zeros(len(x), bool)
+    return np.asarray((np.abs(x[:, None] - taken[None]).max(2) < 1e-9).any(1))

@@ -1,0 +1,136 @@
+"""A sampler for Optuna that starts from earlier studies.
+
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=TransferSampler(prior_studies))
+
+Every proposal is the candidate of the largest expected gain of hypervolume (`proposal.py`), under beliefs about each
+objective that mix the prior studies with the study's own results (`surrogates.py`); before its own first result, the
+prior studies speak alone. Without them it is a Bayesian optimizer for one or several objectives. Conditional parameters
+are learned from the configurations seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from metasearch.transfer.encoding import Axis, Conditions, Params
+from metasearch.transfer.knowledge import Knowledge, thinned
+from metasearch.transfer.mapping import nearest
+from metasearch.transfer.prior import Prior, objective_names, prior_of
+from metasearch.transfer.proposal import Computed, propose, spread_out
+from metasearch.transfer.results import Results
+from metasearch.transfer.warp import Warp
+
+STARTUP = 8
+"""Configurations spread over the space before the first model, where there are no prior studies."""
+
+
+class TransferSampler(BaseSampler):
+    """Proposes configurations by what prior studies and the study's own trials tell; any number of objectives.
+
+    prior_studies: studies of Optuna's, or loaded priors. They are matched by the names of parameters and objectives
+    (`Study.set_metric_names`; unnamed objectives by their position); what does not match is left out. seed: of all that
+    is random. computed: objective -> function of the parameters, for objectives that need no trial to be known, such as
+    a network's size.
+    """
+
+    def __init__(
+        self,
+        prior_studies: Sequence[Study | Prior] = (),
+        *,
+        seed: int | None = None,
+        computed: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None,
+    ) -> None:
+        self._priors = tuple(p if isinstance(p, Prior) else prior_of(p) for p in prior_studies)
+        self._computed = dict(computed or {})
+        self._rng = np.random.default_rng(seed)
+        self._knowledge: Knowledge | None = None
+        self._plans: dict[int, Params] = {}
+
+    def reseed_rng(self) -> None:
+        """Draw a new seed, for a copy of the sampler in another thread or process."""
+        self._rng = np.random.default_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return every parameter that another trial of the study has had, in its latest range."""
+        found: dict[str, BaseDistribution] = {}
+        for other in study.get_trials(deepcopy=False):
+            if other.number != trial.number:
+                found.update(other.distributions)
+        return {name: found[name] for name in sorted(found) if not found[name].single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return a whole configuration, with a value for parameters that turn out to be inactive, too."""
+        trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        plan = self._proposal(study, trials, search_space)
+        running = {other.number for other in trials if not other.state.is_finished()}
+        self._plans = {number: kept for number, kept in self._plans.items() if number in running} | {trial.number: plan}
+        return {name: plan[name] if name in plan else self._drawn(name, d) for name, d in search_space.items()}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return a value of a parameter that the study has not had so: as prior studies suggest, else a random one."""
+        plan = self._plans.get(trial.number, {})
+        if param_name in plan:
+            try:
+                return nearest(plan[param_name], param_distribution)
+            except ValueError:  # a choice that this study does not have
+                pass
+        return self._drawn(param_name, param_distribution)
+
+    def _drawn(self, name: str, distribution: BaseDistribution) -> Any:
+        return Axis(name, distribution).draw(self._rng)
+
+    def _proposal(
+        self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution]
+    ) -> Params:
+        """Return the configuration to try next, of the study's parameters and those that only prior studies have."""
+        names = objective_names(study)
+        directions = {n: d.name.lower() for n, d in zip(names, study.directions, strict=True)}
+        distributions = dict(search_space) | self._unseen(trials)
+        knowledge = self._knowledge
+        if knowledge is None or (knowledge.distributions, knowledge.directions) != (distributions, directions):
+            knowledge = self._knowledge = Knowledge.of(self._priors, distributions, directions)
+        encoding = knowledge.encoding(trials)
+        if not encoding.axes:
+            return {}
+        results = Results.of(trials, encoding, knowledge.signs, self._plans)
+        enough = results.measured.any() and len(results.values) >= STARTUP
+        if not knowledge.priors and not enough:
+            return spread_out(encoding, results.taken, self._rng)
+        warps = [knowledge.warp(m, results) for m in range(len(names))]
+        warped = np.column_stack([warp(results.values[:, m]) for m, warp in enumerate(warps)])
+        objectives = [
+            self._exact(name, sign, warps[m]) if name in self._computed else knowledge.believed(m, results)
+            for m, (name, sign) in enumerate(zip(names, knowledge.signs, strict=True))
+        ]
+        constraints = knowledge.constraints(results)
+        return propose(results, warped, objectives, constraints, knowledge.starts, self._rng)
+
+    def _unseen(self, trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+        """Return the parameters that prior studies have and the study may yet have.
+
+        One that no trial of the study has had, although its conditions held, is none of the study's.
+        """
+        seen = {name for trial in trials for name in trial.distributions}
+        all_of_them = {n: d for prior in reversed(self._priors) for n, d in prior.distributions.items()}
+        unseen = {n: d for n, d in all_of_them.items() if n not in seen and not d.single()}
+        finished = [trial.params for trial in trials if trial.state.is_finished()]
+        if not unseen or not finished:
+            return unseen
+        examples = [trial.params for prior in self._priors for trial in prior.trials]
+        conditions = Conditions.learned(thinned(examples), [Axis(n, d) for n, d in all_of_them.items()])
+        return {n: d for n, d in unseen.items() if not any(conditions.permits(n, params) for params in finished)}
+
+    def _exact(self, name: str, sign: float, warp: Warp) -> Computed:
+        function = self._computed[name]
+        return lambda configurations: warp(sign * np.array([function(config) for config in configurations]))

@@ -1,0 +1,214 @@
+"""What is believed of one objective on a new task: from prior studies, from its own trials alone, and both together.
+
+The prior studies are one Gaussian process over configurations and studies: values of two studies correlate by the share
+`shared` of what values of one study do (Bonilla et al. 2008, with exchangeable tasks). The new task is one more study
+of it, up to its own level and scale, which are integrated out. Beside it stands a process that has never seen a prior
+study; the two are weighted by how well each explains the new task's own results, so that misleading priors lose their
+weight.
+
+N points of prior studies, n own points, Q points to predict, K studies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
+from scipy.special import logsumexp
+
+from metasearch.transfer.gp import JITTER, Beliefs, Hyperparameters, fit, matern, scaled
+
+Array = NDArray[np.float64]
+Parameters = NDArray[np.intp]
+SCALES = np.linspace(-3, 3, 25)
+"""Own scales that are integrated over, in deviations of the logarithm from the typical one."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """What is believed of a task's level and scale: a normal level, a log-normal scale."""
+
+    level: float
+    level_spread: float
+    log_scale: float
+    log_scale_spread: float
+
+    @classmethod
+    def of(cls, levels: Sequence[float], scales: Sequence[float]) -> Location:
+        """Return what the levels and scales of earlier tasks suggest for the next one."""
+        logs = np.log(np.asarray(scales))
+        typical = float(np.exp(logs.mean()))
+        return cls(
+            float(np.mean(levels)), float(np.std(levels)) + typical, float(logs.mean()), float(np.std(logs)) + 0.5
+        )
+
+    @classmethod
+    def of_values(cls, y: Array) -> Location:
+        """Return what a task's own values say, where there are no earlier tasks."""
+        deviation = float(y.std()) or 1.0
+        return cls(float(y.mean()), deviation, float(np.log(deviation)), 0.3)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The process of the prior studies of one objective.
+
+    x: (N, D). y: (N,), standardized in each study. study: (N,) of 0..K-1. location: of the studies' levels and scales.
+    """
+
+    x: Array
+    y: Array
+    study: NDArray[np.intp]
+    parameter: Parameters
+    hyper: Hyperparameters
+    location: Location
+
+    @cached_property
+    def _scaled(self) -> Array:
+        return scaled(self.x, self.parameter, self.hyper.log_scales)
+
+    @cached_property
+    def _root(self) -> Array:
+        h = self.hyper
+        same = self.study[:, None] == self.study[None]
+        covariance = h.variance * matern(self._scaled, self._scaled) * np.where(same, 1.0, h.shared)
+        covariance[np.diag_indices_from(covariance)] += h.noise + JITTER
+        return np.asarray(cholesky(covariance, lower=True, check_finite=False))
+
+    @cached_property
+    def _whitened(self) -> Array:
+        return np.asarray(solve_triangular(self._root, self.y, lower=True, check_finite=False))
+
+    def explained(self, x: Array) -> Array:
+        """Return (N, Q): the covariance of the studies' values with the new task's, whitened.
+
+        Its inner products are the covariance of the new task that the studies explain.
+        """
+        h = self.hyper
+        cross = h.shared * h.variance * matern(self._scaled, scaled(x, self.parameter, h.log_scales))
+        return np.asarray(solve_triangular(self._root, cross, lower=True, check_finite=False))
+
+    def mean(self, explained: Array) -> Array:
+        """Return (Q,), the standardized values that the studies let expect on a new task."""
+        return np.asarray(explained.T @ self._whitened)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Normal beliefs at Q points, on the objective's scale."""
+
+    mean: Array
+    deviation: Array
+
+
+@dataclass(frozen=True)
+class Process:
+    """A Gaussian process of the new task's values, given its own results; level and scale integrated out.
+
+    x: (n, D). y: (n,). pool: the studies it is one more of, or None.
+    """
+
+    x: Array
+    y: Array
+    parameter: Parameters
+    hyper: Hyperparameters
+    location: Location
+    pool: Pool | None = None
+
+    @cached_property
+    def _explained(self) -> Array:
+        return self.pool.explained(self.x) if self.pool is not None else np.zeros((0, len(self.x)))
+
+    @cached_property
+    def _root(self) -> Array:
+        own = scaled(self.x, self.parameter, self.hyper.log_scales)
+        covariance = self.hyper.variance * matern(own, own) - self._explained.T @ self._explained
+        covariance[np.diag_indices_from(covariance)] += self.hyper.noise + JITTER
+        return np.asarray(cholesky(covariance, lower=True, check_finite=False))
+
+    def _whiten(self, values: Array) -> Array:
+        return np.asarray(solve_triangular(self._root, values, lower=True, check_finite=False))
+
+    @cached_property
+    def _solved(self) -> tuple[Array, Array, Array, Array, Array]:
+        """Return per scale: log weight, scale, shift of the level, precision of the level, whitened residuals."""
+        n, at = len(self.y), self.location
+        mean = self.pool.mean(self._explained) if self.pool is not None else np.zeros(n)
+        ones, expected, values = (self._whiten(v) for v in (np.ones(n), mean, self.y - at.level))
+        scales = np.exp(at.log_scale + at.log_scale_spread * SCALES)
+        residuals = values[None] / scales[:, None] - expected[None]
+        ratio = (scales / at.level_spread) ** 2  # precision of the level before the results, in units of the scale
+        precision = ratio + ones @ ones
+        shifts = residuals @ ones / precision
+        quadratic = (residuals**2).sum(1) - shifts * (residuals @ ones)
+        logs = -0.5 * quadratic - 0.5 * np.log(precision / ratio) - n * np.log(scales) - 0.5 * SCALES**2
+        return logs, scales, shifts, precision, residuals - shifts[:, None] * ones[None]
+
+    @property
+    def evidence(self) -> float:
+        """The log density of the own results."""
+        return float(logsumexp(self._solved[0]) - np.log(np.diag(self._root)).sum())
+
+    def predict(self, x: Array) -> Prediction:
+        """Return beliefs at the points x (Q, D), without the noise of a measurement."""
+        logs, scales, shifts, precision, residuals = self._solved
+        scales_of = self.hyper.log_scales
+        covariance = self.hyper.variance * matern(
+            scaled(self.x, self.parameter, scales_of), scaled(x, self.parameter, scales_of)
+        )
+        variance, expected = np.full(len(x), self.hyper.variance), np.zeros(len(x))
+        if self.pool is not None:
+            explained = self.pool.explained(x)
+            covariance -= self._explained.T @ explained
+            variance -= (explained**2).sum(0)
+            expected = self.pool.mean(explained)
+        white = self._whiten(covariance)
+        left = np.maximum(variance - (white**2).sum(0), 1e-12)
+        rest = 1 - white.T @ self._whiten(np.ones(len(self.x)))
+        means = self.location.level + scales[:, None] * (expected + shifts[:, None] + residuals @ white)
+        squares = scales[:, None] ** 2 * (left + rest**2 / precision[:, None]) + means**2
+        weights = np.exp(logs - logsumexp(logs))
+        mean = weights @ means
+        return Prediction(mean, np.sqrt(np.maximum(weights @ squares - mean**2, 1e-12)))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several beliefs about one objective. weights: of each, (H,), sum 1."""
+
+    weights: Array
+    processes: tuple[Process, ...]
+
+    def predict(self, x: Array) -> tuple[Prediction, ...]:
+        """Return what each believes."""
+        return tuple(process.predict(x) for process in self.processes)
+
+    def mean(self, x: Array) -> Array:
+        """Return (Q,), the expected values."""
+        return np.asarray(sum(w * p.mean for w, p in zip(self.weights, self.predict(x), strict=True)))
+
+    def given(self, x: Array, y: Array) -> Mixture:
+        """Return the beliefs if further points had given y; the weights stay."""
+        processes = [
+            Process(np.vstack([p.x, x]), np.concatenate([p.y, y]), p.parameter, p.hyper, p.location, p.pool)
+            for p in self.processes
+        ]
+        return Mixture(self.weights, tuple(processes))
+
+
+def fit_pool(
+    studies: Sequence[tuple[Array, Array]], parameter: Parameters, beliefs: Beliefs, *, most: int = 400
+) -> Pool:
+    """Return the pool of studies (points, values) of one objective. most: points that hyperparameters are fitted to."""
+    levels = [float(values.mean()) for _, values in studies]
+    scales = [float(values.std()) or 1.0 for _, values in studies]
+    x = np.vstack([points for points, _ in studies])
+    y = np.concatenate([(values - m) / s for (_, values), m, s in zip(studies, levels, scales, strict=True)])
+    study = np.repeat(np.arange(len(studies)), [len(values) for _, values in studies])
+    chosen = np.linspace(0, len(y) - 1, min(most, len(y))).astype(int)
+    hyper = fit(x[chosen], y[chosen], parameter, beliefs, study=study[chosen])
+    return Pool(x, y, study, parameter, hyper, Location.of(levels, scales))
