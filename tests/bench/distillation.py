@@ -1,7 +1,7 @@
 """What each distillation loss gains over plain cross-entropy, and how much there is to gain.
 
-Every loss has the same steps, its learning rate is chosen on the validation split, by its first seed, and so is the
-epoch after which its student is taken. The test split is read for the chosen ones alone. The teacher has seen more
+Every loss has the same steps, its learning rate is chosen on the validation split, by its first three seeds, and so is
+the epoch after which its student is taken. The test split is read for the chosen ones alone. The teacher has seen more
 images than the student, and the table says how many; its last row is the same student, trained in as many steps with
 the labels of all of these: what it learns from the teacher's words stands between the first row and this one.
 """
@@ -35,10 +35,13 @@ from tests.bench.students import (
 
 RATES = (0.025, 0.05, 0.1, 0.2, 0.4)
 STEPS, QUICK_STEPS = 1_500, 30
-"""On Fashion-MNIST a student with 2,000 steps was still better by 3 points than one with 800."""
+"""On Fashion-MNIST's validation split 2,000 steps were still 3 points better than 800, for both losses."""
 SEEDS, QUICK_SEEDS = 5, 2
+CHOOSING_SEEDS = 3
+"""By the first alone, on 250 validation images, cross-entropy on digits got a rate of 0.05 and 0.925 on the test split;
+five had found 0.2, and 0.941 in 600 steps."""
 TEMPERATURE = 2.0
-"""On the validation splits of digits and Fashion-MNIST 2 did at least as well as 4, on the latter by 2 points."""
+"""On Fashion-MNIST's validation split 2 beat 4 by 2 points; on that of digits neither was clearly better."""
 ALL_LABELS = "labels of all"
 LOSSES: dict[str, dict[str, Any]] = {
     CROSS_ENTROPY: {"loss": CROSS_ENTROPY},
@@ -67,7 +70,7 @@ def run(*, quick: bool) -> Verdict:
             prepare(case)
             rows = {name: Trial(case, steps=steps, temperature=TEMPERATURE, **row) for name, row in LOSSES.items()}
             rows[ALL_LABELS] = Trial(Case(case.teacher, case.teacher), CROSS_ENTROPY, steps, TEMPERATURE)
-            found = choose(pool, list(rows.values()), rates=RATES, seeds=seeds, chosen_by=1)
+            found = choose(pool, list(rows.values()), rates=RATES, seeds=seeds, chosen_by=min(CHOOSING_SEEDS, seeds))
             gains.append(_show(case, dict(zip(rows, found, strict=True)), steps))
     text = f"kd over cross-entropy, test accuracy, by task: {', '.join(f'{gain:+.4f}' for gain in gains)}"
     met = None if quick or root is None else all(gain >= TARGET for gain in gains)
