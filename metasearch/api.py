@@ -99,12 +99,16 @@ def run_configuration(
     save_to: Path | None = None,
     report: Callable[[EpochReport], None] | None = None,
 ) -> TrialResult:
-    """Run one configuration on a task as a search's trial would, its teacher trained or read from the cache first."""
+    """Run one configuration on a task as a search's trial would, its teacher trained or read from the cache first.
+
+    Raises InputError or NotFoundError for a teacher that is not there or does not fit, before one is trained.
+    """
     from metasearch.configuration import Configuration
+    from metasearch.objective import needed_features
     from metasearch.pipeline import run_pipeline
     from metasearch.search.prepare import resolve_device
     from metasearch.tasks import TaskSource, load_task
-    from metasearch.teachers import teacher_for
+    from metasearch.teachers import TeacherSource, check_teacher, default_teacher, teacher_for
 
     parsed = Configuration.of(config)
     source = TaskSource(task) if isinstance(task, str) else task
@@ -112,9 +116,12 @@ def run_configuration(
     chosen = resolve_device(device)
     knowledge = None
     if parsed.alpha > 0:
+        asked = TeacherSource.of(default_teacher(loaded) if teacher is None else teacher)
+        shown = check_teacher(asked, loaded, views=parsed.augment)
+        needed_features(parsed.loss, available=dict.fromkeys(shown))
         knowledge = teacher_for(
             loaded,
-            teacher,
+            asked,
             seed=seed,
             device=chosen,
             views=parsed.augment,

@@ -14,6 +14,7 @@ from metasearch.models.channels import channel_groups, keep_channels
 from metasearch.models.lowered import lower
 from metasearch.quantize import quantize
 from metasearch.tasks.task import Normalisation
+from tests.networks import lived_in
 
 
 class FlatteningNetwork(nn.Sequential):
@@ -35,20 +36,6 @@ class FlatteningNetwork(nn.Sequential):
             nn.ReLU(),
             nn.Linear(6, 3),
         )
-
-
-def lived_in(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give BatchNorm layers statistics and an affine map as after training, and return the model in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.modules():
-        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            layer.running_mean.normal_(0, 0.3, generator=generator)
-            layer.running_var.uniform_(0.2, 2, generator=generator)
-            layer.weight.data.uniform_(-1.5, 1.5, generator=generator)
-            layer.bias.data.normal_(0, 0.5, generator=generator)
-    return model.eval()
 
 
 NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {

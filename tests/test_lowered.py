@@ -11,6 +11,7 @@ from metasearch.models import NetworkSpec, build_network
 from metasearch.models.channels import channel_groups, keep_channels
 from metasearch.models.lowered import Add, Convolution, Linear, lower
 from metasearch.tasks.task import Normalisation
+from tests.networks import lived_in
 
 NETWORKS = [
     ("convnet", (1, 8, 8), 3, 1),
@@ -26,21 +27,6 @@ NETWORKS = [
     ("mlp", (3, 16, 16), 4, 3),
     ("mlp", (13,), 5, 2),
 ]
-
-
-def prepared(model: nn.Module, seed: int) -> nn.Module:
-    """Give every BatchNorm statistics and an affine map as training leaves them, and return the model in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.modules():
-        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            layer.running_mean.normal_(0, 0.3, generator=generator)
-            layer.running_var.uniform_(0.2, 2, generator=generator)
-            if layer.affine:
-                layer.weight.data.uniform_(0.5, 1.5, generator=generator)
-                layer.bias.data.normal_(0, 0.3, generator=generator)
-    return model.eval()
 
 
 def inputs_of(shape: tuple[int, ...], count: int = 6) -> Tensor:
@@ -92,7 +78,7 @@ def test_lowered_network_equals_the_module_in_eval_mode(
     family: str, shape: tuple[int, ...], width: int, depth: int
 ) -> None:
     model = build_network(NetworkSpec(family, width, depth), input_shape=shape, classes=7, seed=depth)
-    model, normalisation, inputs = prepared(model, width), normalisation_of(shape), inputs_of(shape)
+    model, normalisation, inputs = lived_in(model, width), normalisation_of(shape), inputs_of(shape)
     lowered = lower(model, normalisation=normalisation, input_shape=shape)
     with torch.no_grad():
         torch.testing.assert_close(lowered(inputs), model(normalisation(inputs)), atol=1e-4, rtol=1e-4)
@@ -107,7 +93,7 @@ def test_lowered_pruned_copy_equals_the_pruned_module(
     for group in channel_groups(model):
         count = int(torch.randint(1, group.size + 1, (), generator=generator))
         keep.append(torch.randperm(group.size, generator=generator)[:count].sort().values)
-    pruned = prepared(keep_channels(model, keep), width)
+    pruned = lived_in(keep_channels(model, keep), width)
     normalisation, inputs = normalisation_of(shape), inputs_of(shape)
     lowered = lower(pruned, normalisation=normalisation, input_shape=shape)
     with torch.no_grad():
@@ -115,7 +101,7 @@ def test_lowered_pruned_copy_equals_the_pruned_module(
 
 
 def test_residual_depthwise_and_strided_layers_lower_exactly() -> None:
-    model, shape = prepared(residual_network(), 1), (3, 24, 25)
+    model, shape = lived_in(residual_network(), 1), (3, 24, 25)
     normalisation, inputs = normalisation_of(shape), inputs_of(shape)
     lowered = lower(model, normalisation=normalisation, input_shape=shape)
     assert [operation.relu for operation in lowered.operations if isinstance(operation, Add)] == [True, True]

@@ -106,10 +106,11 @@ def _with_outputs(path: Path, names: Sequence[str], place: str) -> bytes:
 def files_of(path: Path) -> list[Path]:
     """Return the file and those in which it keeps large tensors."""
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf comes without stubs
 
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
-    except Exception:  # damaged, which protobuf reports in its own ways; onnxruntime then says what is wrong
+    except DecodeError:  # damaged: onnxruntime says what is wrong when the file is opened
         return [path]
     places = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
     return [path, *(path.parent / place for place in sorted(places) if (path.parent / place).is_file())]

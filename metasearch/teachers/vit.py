@@ -26,6 +26,7 @@ class Block(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens, (B, T, D), after attention and perceptron."""
         split = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.heads, -1))  # (B, T, 3, heads, D / heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(query, key, value)
@@ -57,6 +58,7 @@ class VisionTransformer(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of normalised images (B, C, H, W)."""
         pixels = functional.unfold(functional.pad(images, self.padding), self.patch_size, stride=self.patch_size)
         tokens = self.embed(pixels.transpose(1, 2)) + self.positions  # (B, T, D)
         logits: Tensor = self.classifier(self.norm(self.blocks(tokens)).mean(dim=1))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import distillation, overhead, pruning, throughput
+from tests.bench import distillation, overhead, pruning, throughput, unlabelled
 
 BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run}
-STUDIES = {"distillation": distillation.run, "unlabelled": distillation.run_unlabelled, "pruning": pruning.run}
+STUDIES = {"distillation": distillation.run, "unlabelled": unlabelled.run, "pruning": pruning.run}
 """What is measured of the methods rather than of the program's speed: by name only."""
 
 

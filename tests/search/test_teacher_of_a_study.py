@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 
 import metasearch
 from metasearch.errors import InputError, NotFoundError
+from metasearch.records import EpochReport
 from metasearch.search.launch import Watcher, _Search
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources, StopFlag
@@ -86,3 +87,20 @@ def test_one_configuration_is_run_with_logits_of_a_file(task: Task, tmp_path: Pa
     config = {"student.family": "mlp", "student.width": 8, "student.depth": 1, "epochs": 1, "fine_tune_epochs": 0}
     result = metasearch.run_configuration(SOURCE, config, teacher=str(tmp_path / "a.npz"))
     assert result.metrics["teacher_agreement"] == result.metrics["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "loss", "message"),
+    [
+        (TeacherSource((TeacherMember(NETWORK),), features=("frist",)), "rkd", "--teacher-features: .*got 'frist'"),
+        (TeacherSource((TeacherMember(NETWORK),), labels_only=True), "rkd", "rkd needs a teacher with features"),
+    ],
+)
+def test_one_configuration_refuses_a_teacher_that_does_not_fit_before_it_is_trained(
+    teacher: TeacherSource, loss: str, message: str
+) -> None:
+    trained: list[EpochReport] = []
+    config = {"student.width": 4, "student.depth": 1, "loss": loss, "epochs": 1}
+    with pytest.raises(InputError, match=message):
+        metasearch.run_configuration(SOURCE, config, teacher=teacher, report=trained.append)
+    assert trained == []
