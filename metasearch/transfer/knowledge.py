@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
+from scipy.special import expit, logit
 
 from metasearch.transfer.encoding import Encoding, Params
 from metasearch.transfer.gp import Beliefs, Hyperparameters, fit
@@ -23,10 +24,12 @@ from metasearch.transfer.warp import Warp, choose_warp
 
 Array = NDArray[np.float64]
 
-FEWEST_ALONE = 3
-"""Own results from which on they are also believed alone."""
 PRIOR_ODDS = 0.8
-"""What is believed at the start of the prior studies being of use, for each objective."""
+"""The odds at the start that the prior studies are of use for the task."""
+KINSHIP = (0.95, 0.3)
+"""How probable it is that they are of use for one objective, given that they are, and are not, for the task at all."""
+FENCE = 1.5
+"""Quartile distances beyond the upper quartile from which a value is an outlier (Tukey 1977)."""
 MOST_POINTS = 1_000
 """Points of prior studies that are kept, of all together."""
 MOST_FITTED = 200
@@ -115,7 +118,7 @@ class Knowledge:
             values = sign * np.array([trial.metrics[name] for trial in trials])
             studies.append((self._cube.encode([trial.params for trial in trials]), values))
         warp = choose_warp([values for _, values in studies])
-        warped = [(x, warp(values)) for x, values in studies]
+        warped = [(x, winsorized(warp(values))) for x, values in studies]
         return Objective(fit_pool(warped, self._cube.parameter, self._beliefs), warp)
 
     @property
@@ -127,15 +130,31 @@ class Knowledge:
         known = self.objectives[index].warp
         return choose_warp([results.values[results.measured, index]]) if known is None else known
 
-    def believed(self, index: int, results: Results) -> Mixture:
-        """Return what to believe of an objective, on its warped scale."""
-        y = self.warp(index, results)(results.values[:, index])
-        return self.mixture(
-            list(self.directions)[index],
-            results.encoding.encode(results.configurations),
-            y,
-            self.objectives[index].pool,
+    def beliefs(self, results: Results) -> list[Mixture]:
+        """Return what to believe of each objective, on its warped scale.
+
+        Whether the prior studies are of use is judged by each objective's own results, and by the other objectives':
+        a task that is unlike its priors is mostly so in all of them, but sizes may transfer where accuracies do not.
+        """
+        x = results.encoding.encode(results.configurations)
+        mixtures = []
+        for m, name in enumerate(self.directions):
+            y = winsorized(self.warp(m, results)(results.values[:, m]))
+            mixtures.append(self._mixture(name, x, y, self.objectives[m].pool))
+        ratios = [mixture.evidence_ratio for mixture in mixtures]
+        helpful, useless = (
+            np.log(odds) + sum(np.logaddexp(np.log(k) + r, np.log1p(-k)) for r in ratios if r is not None)
+            for odds, k in ((PRIOR_ODDS, KINSHIP[0]), (1 - PRIOR_ODDS, KINSHIP[1]))
         )
+        of_use = expit(helpful - useless)
+        return [
+            mixture
+            if r is None
+            else mixture.weighted(
+                sum(p * expit(logit(k) + r) for p, k in zip((of_use, 1 - of_use), KINSHIP, strict=True))
+            )
+            for mixture, r in zip(mixtures, ratios, strict=True)
+        ]
 
     def constraints(self, results: Results) -> list[Mixture]:
         """Return what to believe of each constraint; 0 stays 0 on its scale."""
@@ -143,23 +162,18 @@ class Knowledge:
         x = results.encoding.encode(results.configurations)
         for name, values in results.violations.items():
             known = np.isfinite(values)
-            beliefs.append(self.mixture(f"constraint {name}", x[known], values[known], None))
+            beliefs.append(self._mixture(f"constraint {name}", x[known], values[known], None))
         return beliefs
 
-    def mixture(self, name: str, x: Array, y: Array, pool: Pool | None) -> Mixture:
-        """Return the beliefs about values y (n,) at points x (n, D), with and without prior studies."""
+    def _mixture(self, name: str, x: Array, y: Array, pool: Pool | None) -> Mixture:
+        """Return the beliefs about values y (n,) at points x (n, D), with and without prior studies; not weighed."""
         parameter = self._cube.parameter
-        processes, odds = [], []
-        if pool is not None:
-            processes.append(Process(x, y, parameter, pool.hyper, pool.location, pool))
-            odds.append(PRIOR_ODDS)
-        if pool is None or len(y) >= FEWEST_ALONE:
-            location = Location.of_values(y) if pool is None else pool.location
-            processes.append(Process(x, y, parameter, self._fitted(name, x, y), location))
-            odds.append(1 - PRIOR_ODDS if pool is not None else 1.0)
-        logs = np.log(odds) + np.array([process.evidence for process in processes])
-        weights = np.exp(logs - logs.max())
-        return Mixture(weights / weights.sum(), tuple(processes))
+        if pool is None:
+            return Mixture((Process(x, y, parameter, self._fitted(name, x, y), Location.of_values(y)),))
+        related = Process(x, y, parameter, pool.hyper, pool.location, pool)
+        if not len(y):
+            return Mixture((related,))
+        return Mixture((related, Process(x, y, parameter, self._fitted(name, x, y), pool.location)))
 
     def _fitted(self, name: str, x: Array, y: Array) -> Hyperparameters:
         """Return hyperparameters of own values, fitted again only when a tenth more of them have come."""
@@ -178,3 +192,14 @@ class Knowledge:
 def thinned(configurations: Sequence[Mapping[str, Any]], most: int = 300) -> list[Mapping[str, Any]]:
     """Return about so many of the configurations, evenly."""
     return list(configurations[:: max(1, len(configurations) // most)])
+
+
+def winsorized(y: Array) -> Array:
+    """Return values (n,) to minimize, those that are outliers on the bad side brought to the edge of the others.
+
+    A failed training says that its neighbourhood is bad, not how much; its value would bend the model all around it.
+    """
+    if len(y) < 5:
+        return y
+    low, high = np.quantile(y, [0.25, 0.75])
+    return np.asarray(np.minimum(y, high + FENCE * (high - low)))

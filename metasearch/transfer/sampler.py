@@ -109,8 +109,9 @@ class TransferSampler(BaseSampler):
             return spread_out(encoding, results.taken, self._rng)
         warps = [knowledge.warp(m, results) for m in range(len(names))]
         warped = np.column_stack([warp(results.values[:, m]) for m, warp in enumerate(warps)])
+        believed = knowledge.beliefs(results)
         objectives = [
-            self._exact(name, sign, warps[m]) if name in self._computed else knowledge.believed(m, results)
+            self._exact(name, sign, warps[m]) if name in self._computed else believed[m]
             for m, (name, sign) in enumerate(zip(names, knowledge.signs, strict=True))
         ]
         constraints = knowledge.constraints(results)

@@ -12,7 +12,7 @@ N points of prior studies, n own points, Q points to predict, K studies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,6 +26,8 @@ Array = NDArray[np.float64]
 Parameters = NDArray[np.intp]
 SCALES = np.linspace(-3, 3, 25)
 """Own scales that are integrated over, in deviations of the logarithm from the typical one."""
+LEVEL_SPREAD, SCALE_SPREAD = 0.2, 0.3
+"""What is added to how much levels (in typical scales) and log scales of prior studies differ: there may be few."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,8 @@ class Location:
         """Return what the levels and scales of earlier tasks suggest for the next one."""
         logs = np.log(np.asarray(scales))
         typical = float(np.exp(logs.mean()))
-        return cls(
-            float(np.mean(levels)), float(np.std(levels)) + typical, float(logs.mean()), float(np.std(logs)) + 0.5
-        )
+        spread = float(np.std(levels)) + LEVEL_SPREAD * typical
+        return cls(float(np.mean(levels)), spread, float(logs.mean()), float(np.std(logs)) + SCALE_SPREAD)
 
     @classmethod
     def of_values(cls, y: Array) -> Location:
@@ -121,7 +122,7 @@ class Process:
 
     @cached_property
     def _explained(self) -> Array:
-        return self.pool.explained(self.x) if self.pool is not None else np.zeros((0, len(self.x)))
+        return np.zeros((0, len(self.x))) if self.pool is None else self.pool.explained(self.x)
 
     @cached_property
     def _root(self) -> Array:
@@ -178,10 +179,24 @@ class Process:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several beliefs about one objective. weights: of each, (H,), sum 1."""
+    """One or two beliefs about an objective: with the prior studies, and without. related: the weight of the first."""
 
-    weights: Array
     processes: tuple[Process, ...]
+    related: float = 1.0
+
+    @property
+    def weights(self) -> Array:
+        """The weight of each belief."""
+        return np.array([self.related, 1 - self.related][: len(self.processes)])
+
+    @property
+    def evidence_ratio(self) -> float | None:
+        """The logarithm of how much more probable the results are with the prior studies; None where there is one."""
+        return None if len(self.processes) < 2 else self.processes[0].evidence - self.processes[1].evidence
+
+    def weighted(self, related: float) -> Mixture:
+        """Return the same beliefs with another weight of the first."""
+        return replace(self, related=related)
 
     def predict(self, x: Array) -> tuple[Prediction, ...]:
         """Return what each believes."""
@@ -193,11 +208,8 @@ class Mixture:
 
     def given(self, x: Array, y: Array) -> Mixture:
         """Return the beliefs if further points had given y; the weights stay."""
-        processes = [
-            Process(np.vstack([p.x, x]), np.concatenate([p.y, y]), p.parameter, p.hyper, p.location, p.pool)
-            for p in self.processes
-        ]
-        return Mixture(self.weights, tuple(processes))
+        processes = [replace(p, x=np.vstack([p.x, x]), y=np.concatenate([p.y, y])) for p in self.processes]
+        return replace(self, processes=tuple(processes))
 
 
 def fit_pool(
