@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metasearch.search.space import Space, load_space
     from metasearch.tasks import Task, TaskSource, load_task
     from metasearch.teachers import Teacher, TeacherSource, teacher_for
+    from metasearch.transfer.sampler import TransferSampler
 
 _HOMES = {
     "best": "metasearch.api",
@@ -38,6 +39,7 @@ _HOMES = {
     "Teacher": "metasearch.teachers",
     "TeacherSource": "metasearch.teachers",
     "teacher_for": "metasearch.teachers",
+    "TransferSampler": "metasearch.transfer.sampler",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "TaskSource",
     "Teacher",
     "TeacherSource",
+    "TransferSampler",
     "TrialResult",
     "best",
     "launch",

@@ -90,7 +90,7 @@ def launch(
         list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
     ] = None,
     constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, gp, nsga2 or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer",
     warm_start: WarmStartText = "auto",
     enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
     early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,

@@ -27,6 +27,7 @@ from metasearch.search.objectives import Constraint
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.possible import feature_losses, needs_views, possible_with_task, possible_with_teacher
 from metasearch.search.prepare import check_writable
+from metasearch.search.priors import load_warm_start
 from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
 from metasearch.search.samplers import make_sampler
 from metasearch.search.space import Space
@@ -175,7 +176,8 @@ class _Search:
         propose: Callable[[Any], Proposal] = propose_control
         halving = None
         if space is not None:
-            study.sampler = make_sampler(d.sampler, seed=d.seed, trials_so_far=so_far)
+            priors = load_warm_start(self.storage, d, space, tell=self.watcher.stage)
+            study.sampler = make_sampler(d.sampler, seed=d.seed, trials_so_far=so_far, priors=priors)
             propose = lambda trial: Proposal(space.suggest(trial))  # noqa: E731 - a def here would need its own name
             if d.early_stopping and d.objectives[0] in {"val_accuracy", "val_balanced_accuracy"}:
                 halving = SuccessiveHalving(by_size=not SIZE_METRICS.isdisjoint(d.objectives))

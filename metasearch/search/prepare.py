@@ -20,8 +20,8 @@ from metasearch.records import Config
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
 from metasearch.search.possible import needs_views, possible_with_task, possible_with_teacher
-from metasearch.search.priors import SAMPLERS_WITH_PRIORS, WarmStart, choose_priors, prior_names
-from metasearch.search.samplers import check_sampler
+from metasearch.search.priors import WarmStart, choose_priors, prior_names
+from metasearch.search.samplers import SAMPLERS_WITH_PRIORS, check_sampler
 from metasearch.search.space import Space
 from metasearch.search.store import StudyDescription, create_study, storage_errors, study_exists
 from metasearch.tasks import TaskSource, load_task
@@ -41,7 +41,7 @@ class Options:
     name: str | None = None
     objectives: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
-    sampler: str = "tpe"
+    sampler: str = "transfer"
     seed: int = 0
     teacher: TeacherSource | str | None = None
     device: str = "auto"

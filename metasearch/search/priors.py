@@ -44,7 +44,6 @@ from metasearch.transfer.priors_file import read_priors
 
 STORE, IMPORTED, BUILT_IN = "store", "imported", "built-in"
 BUILT_IN_FILE = Path(transfer.__file__).parent / "builtin.parquet"
-SAMPLERS_WITH_PRIORS = ("transfer",)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Optuna's samplers by name."""
+"""Samplers by name: Optuna's, and ours, which starts from prior studies."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import optuna
@@ -11,6 +11,8 @@ from optuna.samplers import BaseSampler
 
 from metasearch.errors import InputError
 from metasearch.spelling import hint
+from metasearch.transfer.prior import Prior
+from metasearch.transfer.sampler import TransferSampler
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -19,12 +21,15 @@ def _tpe(seed: int) -> BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "tpe": _tpe,
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+SAMPLERS: dict[str, Callable[[int, Sequence[Prior]], BaseSampler]] = {
+    "transfer": lambda seed, priors: TransferSampler(priors, seed=seed),
+    "tpe": lambda seed, _: _tpe(seed),
+    "gp": lambda seed, _: optuna.samplers.GPSampler(seed=seed),
+    "nsga2": lambda seed, _: optuna.samplers.NSGAIISampler(seed=seed),
+    "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
 }
+SAMPLERS_WITH_PRIORS = ("transfer",)
+"""Those that make use of prior studies."""
 
 
 def check_sampler(name: str) -> str:
@@ -34,12 +39,12 @@ def check_sampler(name: str) -> str:
     return name
 
 
-def make_sampler(name: str, *, seed: int, trials_so_far: int) -> BaseSampler:
-    """Return a sampler for a study that holds `trials_so_far` trials.
+def make_sampler(name: str, *, seed: int, trials_so_far: int, priors: Sequence[Prior] = ()) -> BaseSampler:
+    """Return a sampler for a study that holds `trials_so_far` trials. priors: what it may start from.
 
     The number is part of its seed: a resumed search must not draw again what was drawn before it was interrupted.
     """
     drawn = int(np.random.SeedSequence([seed, trials_so_far]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[check_sampler(name)](drawn)
+        return SAMPLERS[check_sampler(name)](drawn, priors)

@@ -29,7 +29,9 @@ def test_another_seed_draws_other_points() -> None:
 
 
 def test_an_unknown_sampler_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(InputError, match=r"--sampler: must be one of random, tpe, gp, nsga2 .*nsga2.*got 'nsga'"):
+    with pytest.raises(
+        InputError, match=r"--sampler: must be one of transfer, tpe, gp, nsga2, random .*nsga2.*got 'nsga'"
+    ):
         check_sampler("nsga")
 
 
