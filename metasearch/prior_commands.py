@@ -1,4 +1,7 @@
-"""`metasearch priors`: what a search can start from, listed, exported and imported. Loads neither torch nor ray."""
+"""`metasearch priors`: what a search can start from, listed, exported, imported and made.
+
+All but the making load neither torch nor ray.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metasearch.flags import AsJson, StorageUrl
+from metasearch.flags import Address, AsJson, DataRoot, ImageSize, MaxTrain, Seed, StorageUrl, Workers
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -80,6 +83,55 @@ def import_file(
     done = import_priors(_store(storage, create=True), found, place=str(file))
     for prior, (name, new) in zip(found, done, strict=True):
         _tell(f"{'imported' if new else 'was there already:'} {name}, {len(prior.trials)} trials")
+
+
+@priors_app.command("make")
+def make_priors(
+    tasks: Annotated[list[str], typer.Argument(metavar="NAME[=TASK]...", help="Tasks, each under a name.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="The Parquet file to write, again after each task.")],
+    space: Annotated[str, typer.Option(help="A preset or a YAML file.")] = "distill_compress",
+    size: Annotated[int, typer.Option(min=1, help="Configurations, the same ones on every task.")] = 160,
+    seed: Seed = 0,
+    max_train: MaxTrain = None,
+    image_size: ImageSize = None,
+    data_root: DataRoot = None,
+    workers: Workers = None,
+    address: Address = None,
+    storage: StorageUrl = None,
+) -> None:
+    """Evaluate one pool of configurations on every task, and write what it gave as priors.
+
+    Each task is a study of its NAME in the storage: run the command again to go on where it was interrupted.
+
+    Example: metasearch priors make digits usps mine=folder:DIR --max-train 1000 --to FILE
+    """
+    from metasearch.search.launch import Watcher
+    from metasearch.search.pool import evaluate_pool, pool_priors
+    from metasearch.search.runner import Resources
+    from metasearch.search.space import load_space
+    from metasearch.tasks import TaskSource
+    from metasearch.transfer.priors_file import write_priors
+
+    class Told(Watcher):
+        def stage(self, message: str) -> None:
+            _tell(message)
+
+    sources = {}
+    for text in tasks:
+        name, _, task = text.partition("=")
+        sources[name] = TaskSource(task or name, data_root=data_root, max_train=max_train, image_size=image_size)
+    store = _store(storage, create=True)
+    done: list[str] = []
+    resources = Resources(workers=workers, address=address)
+    for name in evaluate_pool(
+        store, sources, load_space(space), size=size, resources=resources, seed=seed, watcher=Told()
+    ):
+        done.append(name)
+        write_priors(to, pool_priors(store, done))
+        _tell(f"{to}: {len(done)} of {len(sources)} tasks")
+    if len(done) < len(sources):
+        _tell("interrupted; the same command goes on")
+        raise typer.Exit(130)
 
 
 def _store(flag: str | None, *, create: bool = False) -> RDBStorage:

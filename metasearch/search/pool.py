@@ -5,7 +5,8 @@ The same configurations on every task tell what differs between tasks from what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
 from optuna.storages import RDBStorage
 from scipy.stats import qmc
@@ -14,10 +15,12 @@ from metasearch.parameters import Value
 from metasearch.search.launch import Watcher, run_study
 from metasearch.search.possible import possible_with_task
 from metasearch.search.prepare import Options, prepare_study
+from metasearch.search.priors import prior_of_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import Space
-from metasearch.search.store import study_exists
+from metasearch.search.store import load_study, study_exists
 from metasearch.tasks import TaskSource, load_task
+from metasearch.transfer.prior import Prior
 
 
 def sobol_pool(space: Space, size: int, *, seed: int = 0) -> list[dict[str, Value]]:
@@ -29,8 +32,9 @@ def sobol_pool(space: Space, size: int, *, seed: int = 0) -> list[dict[str, Valu
     paths = list(space.distributions())
     points = qmc.Sobol(len(paths), scramble=True, rng=seed)
     pool: dict[tuple[tuple[str, Value], ...], dict[str, Value]] = {}
-    for _ in range(100):  # blocks; a small space runs out of configurations
-        for row in points.random_base2(max(1, (size - 1).bit_length())):
+    block = 2 ** (size - 1).bit_length()
+    for _ in range(64):  # a small space runs out of configurations
+        for row in points.random(block):
             values = space.at(dict(zip(paths, map(float, row), strict=True)))
             pool.setdefault(tuple(sorted(values.items())), values)
         if len(pool) >= size:
@@ -47,7 +51,7 @@ def evaluate_pool(
     resources: Resources,
     seed: int = 0,
     watcher: Watcher | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Evaluate the same pool on every task and yield the name of each study once it is complete.
 
     tasks: study name -> task. A study that is there already goes on where it was interrupted, so that the same call
@@ -66,6 +70,11 @@ def evaluate_pool(
         if outcome.stopped:
             return
         yield name
+
+
+def pool_priors(storage: RDBStorage, names: Sequence[str]) -> list[Prior]:
+    """Return the studies of a pool as priors, each named after its study alone: where the data lay is left out."""
+    return [replace(prior_of_study(load_study(storage, name)), task=name) for name in names]
 
 
 def _is_possible(values: Mapping[str, Value], space: Space) -> bool:
