@@ -60,6 +60,7 @@ class Knowledge:
     directions: Mapping[str, str]
     priors: tuple[Prior, ...]
     _fits: dict[str, tuple[int, Hyperparameters]] = field(default_factory=dict)
+    _believed: tuple[bytes, list[Mixture]] | None = None
 
     @classmethod
     def of(
@@ -131,11 +132,14 @@ class Knowledge:
         return choose_warp([results.values[results.measured, index]]) if known is None else known
 
     def beliefs(self, results: Results) -> list[Mixture]:
-        """Return what to believe of each objective, on its warped scale.
+        """Return what to believe of each objective, on its warped scale; kept until there are other results.
 
         Whether the prior studies are of use is judged by each objective's own results, and by the other objectives':
         a task that is unlike its priors is mostly so in all of them, but sizes may transfer where accuracies do not.
         """
+        key = results.values.tobytes()
+        if self._believed is not None and self._believed[0] == key:
+            return self._believed[1]
         x = results.encoding.encode(results.configurations)
         mixtures = []
         for m, name in enumerate(self.directions):
@@ -147,14 +151,14 @@ class Knowledge:
             for odds, k in ((PRIOR_ODDS, KINSHIP[0]), (1 - PRIOR_ODDS, KINSHIP[1]))
         )
         of_use = expit(helpful - useless)
-        return [
-            mixture
-            if r is None
-            else mixture.weighted(
-                sum(p * expit(logit(k) + r) for p, k in zip((of_use, 1 - of_use), KINSHIP, strict=True))
-            )
-            for mixture, r in zip(mixtures, ratios, strict=True)
-        ]
+        weighed = []
+        for mixture, ratio in zip(mixtures, ratios, strict=True):
+            if ratio is not None:
+                by_use = [float(expit(logit(kinship) + ratio)) for kinship in KINSHIP]
+                mixture = mixture.weighted(float(of_use * by_use[0] + (1 - of_use) * by_use[1]))
+            weighed.append(mixture)
+        self._believed = key, weighed
+        return weighed
 
     def constraints(self, results: Results) -> list[Mixture]:
         """Return what to believe of each constraint; 0 stays 0 on its scale."""

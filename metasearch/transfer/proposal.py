@@ -127,6 +127,6 @@ def _odds(constraints: Sequence[Mixture], x: Array) -> Array:
 
 
 def _repeats(x: Array, taken: Array) -> NDArray[np.bool_]:
-    if not len(taken):
-        return np.zeros(len(x), bool)
-    return np.asarray((np.abs(x[:, None] - taken[None]).max(2) < 1e-9).any(1))
+    """Return (Q,), which points are taken."""
+    known = {row.tobytes() for row in np.round(taken, 9)}
+    return np.array([row.tobytes() in known for row in np.round(x, 9)], bool)

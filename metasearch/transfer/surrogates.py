@@ -110,7 +110,8 @@ class Prediction:
 class Process:
     """A Gaussian process of the new task's values, given its own results; level and scale integrated out.
 
-    x: (n, D). y: (n,). pool: the studies it is one more of, or None.
+    x: (n, D). y: (n,). pool: the studies it is one more of, or None. before: the same process with the first of the
+    results, of which only the rest is computed.
     """
 
     x: Array
@@ -119,17 +120,27 @@ class Process:
     hyper: Hyperparameters
     location: Location
     pool: Pool | None = None
+    before: Process | None = None
 
     @cached_property
     def _explained(self) -> Array:
-        return np.zeros((0, len(self.x))) if self.pool is None else self.pool.explained(self.x)
+        if self.pool is None:
+            return np.zeros((0, len(self.x)))
+        if self.before is None:
+            return self.pool.explained(self.x)
+        return np.hstack([self.before._explained, self.pool.explained(self.x[len(self.before.x) :])])
 
     @cached_property
     def _root(self) -> Array:
+        known = 0 if self.before is None else len(self.before.x)
         own = scaled(self.x, self.parameter, self.hyper.log_scales)
-        covariance = self.hyper.variance * matern(own, own) - self._explained.T @ self._explained
-        covariance[np.diag_indices_from(covariance)] += self.hyper.noise + JITTER
-        return np.asarray(cholesky(covariance, lower=True, check_finite=False))
+        rows = self.hyper.variance * matern(own[known:], own) - self._explained[:, known:].T @ self._explained
+        rows[:, known:] += (self.hyper.noise + JITTER) * np.eye(len(own) - known)
+        if self.before is None:
+            return np.asarray(cholesky(rows, lower=True, check_finite=False))
+        left = self.before._whiten(rows[:, :known].T).T
+        corner = cholesky(rows[:, known:] - left @ left.T, lower=True, check_finite=False)
+        return np.block([[self.before._root, np.zeros((known, len(corner)))], [left, corner]])
 
     def _whiten(self, values: Array) -> Array:
         return np.asarray(solve_triangular(self._root, values, lower=True, check_finite=False))
@@ -139,7 +150,7 @@ class Process:
         """Return per scale: log weight, scale, shift of the level, precision of the level, whitened residuals."""
         n, at = len(self.y), self.location
         mean = self.pool.mean(self._explained) if self.pool is not None else np.zeros(n)
-        ones, expected, values = (self._whiten(v) for v in (np.ones(n), mean, self.y - at.level))
+        ones, expected, values = self._white_ones, self._whiten(mean), self._whiten(self.y - at.level)
         scales = np.exp(at.log_scale + at.log_scale_spread * SCALES)
         residuals = values[None] / scales[:, None] - expected[None]
         ratio = (scales / at.level_spread) ** 2  # precision of the level before the results, in units of the scale
@@ -153,6 +164,14 @@ class Process:
     def evidence(self) -> float:
         """The log density of the own results."""
         return float(logsumexp(self._solved[0]) - np.log(np.diag(self._root)).sum())
+
+    @cached_property
+    def _white_ones(self) -> Array:
+        return self._whiten(np.ones(len(self.x)))
+
+    def given(self, x: Array, y: Array) -> Process:
+        """Return the same process with further results."""
+        return replace(self, x=np.vstack([self.x, x]), y=np.concatenate([self.y, y]), before=self)
 
     def predict(self, x: Array) -> Prediction:
         """Return beliefs at the points x (Q, D), without the noise of a measurement."""
@@ -169,7 +188,7 @@ class Process:
             expected = self.pool.mean(explained)
         white = self._whiten(covariance)
         left = np.maximum(variance - (white**2).sum(0), 1e-12)
-        rest = 1 - white.T @ self._whiten(np.ones(len(self.x)))
+        rest = 1 - white.T @ self._white_ones
         means = self.location.level + scales[:, None] * (expected + shifts[:, None] + residuals @ white)
         squares = scales[:, None] ** 2 * (left + rest**2 / precision[:, None]) + means**2
         weights = np.exp(logs - logsumexp(logs))
@@ -208,7 +227,7 @@ class Mixture:
 
     def given(self, x: Array, y: Array) -> Mixture:
         """Return the beliefs if further points had given y; the weights stay."""
-        processes = [replace(p, x=np.vstack([p.x, x]), y=np.concatenate([p.y, y])) for p in self.processes]
+        processes = [p.given(x, y) for p in self.processes]
         return replace(self, processes=tuple(processes))
 
 
