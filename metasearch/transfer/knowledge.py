@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -145,20 +146,33 @@ class Knowledge:
         for m, name in enumerate(self.directions):
             y = winsorized(self.warp(m, results)(results.values[:, m]))
             mixtures.append(self._mixture(name, x, y, self.objectives[m].pool))
-        ratios = [mixture.evidence_ratio for mixture in mixtures]
-        helpful, useless = (
-            np.log(odds) + sum(np.logaddexp(np.log(k) + r, np.log1p(-k)) for r in ratios if r is not None)
-            for odds, k in ((PRIOR_ODDS, KINSHIP[0]), (1 - PRIOR_ODDS, KINSHIP[1]))
-        )
-        of_use = expit(helpful - useless)
-        weighed = []
-        for mixture, ratio in zip(mixtures, ratios, strict=True):
-            if ratio is not None:
-                by_use = [float(expit(logit(kinship) + ratio)) for kinship in KINSHIP]
-                mixture = mixture.weighted(float(of_use * by_use[0] + (1 - of_use) * by_use[1]))
-            weighed.append(mixture)
-        self._believed = key, weighed
+        self._believed = key, self._weighed(mixtures)
+        return self._believed[1]
+
+    def _weighed(self, mixtures: Sequence[Mixture]) -> list[Mixture]:
+        """Return the beliefs with the weights that all results together give to the prior studies.
+
+        They are of use for the task or not (PRIOR_ODDS); given that, they are of use for one objective with the
+        probability KINSHIP, less where the prior studies have nothing in common with each other in it.
+        """
+        ratios = {m: mixture.evidence_ratio for m, mixture in enumerate(mixtures) if len(mixture.processes) > 1}
+        kinships = {m: [kinship * self._worth(m) for kinship in KINSHIP] for m in ratios}
+        logs = [
+            math.log(odds)
+            + sum(np.logaddexp(math.log(k[i]) + ratios[m], math.log1p(-k[i])) for m, k in kinships.items())
+            for i, odds in enumerate((PRIOR_ODDS, 1 - PRIOR_ODDS))
+        ]
+        of_use = float(expit(logs[0] - logs[1]))
+        weighed = list(mixtures)
+        for m, ratio in ratios.items():
+            given_use, given_none = (float(expit(logit(kinship) + ratio)) for kinship in kinships[m])
+            weighed[m] = replace(mixtures[m], related=of_use * given_use + (1 - of_use) * given_none)
         return weighed
+
+    def _worth(self, index: int) -> float:
+        """Return 1 where half of an objective's variance or more is common to the prior studies, less for less."""
+        pool = self.objectives[index].pool
+        return min(1.0, 2 * pool.worth + 1e-3) if pool is not None else 0.0
 
     def constraints(self, results: Results) -> list[Mixture]:
         """Return what to believe of each constraint; 0 stays 0 on its scale."""

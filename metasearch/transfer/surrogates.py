@@ -68,6 +68,12 @@ class Pool:
     hyper: Hyperparameters
     location: Location
 
+    @property
+    def worth(self) -> float:
+        """Return the share of the values' variance that studies have in common, noise included, in [0, 1]."""
+        h = self.hyper
+        return h.shared * h.variance / (h.variance + h.noise)
+
     @cached_property
     def _scaled(self) -> Array:
         return scaled(self.x, self.parameter, self.hyper.log_scales)
@@ -209,13 +215,9 @@ class Mixture:
         return np.array([self.related, 1 - self.related][: len(self.processes)])
 
     @property
-    def evidence_ratio(self) -> float | None:
-        """The logarithm of how much more probable the results are with the prior studies; None where there is one."""
-        return None if len(self.processes) < 2 else self.processes[0].evidence - self.processes[1].evidence
-
-    def weighted(self, related: float) -> Mixture:
-        """Return the same beliefs with another weight of the first."""
-        return replace(self, related=related)
+    def evidence_ratio(self) -> float:
+        """The logarithm of how much more probable the results are with the prior studies than without."""
+        return self.processes[0].evidence - self.processes[1].evidence
 
     def predict(self, x: Array) -> tuple[Prediction, ...]:
         """Return what each believes."""
