@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -43,6 +45,11 @@ def conditioned(mean: Array, joint: Array, known: Array) -> tuple[Array, Array]:
     return mean[n:] + gain @ (known - mean[:n]), joint[n:, n:] - gain @ joint[:n, n:]
 
 
+def level_beliefs(at: Location) -> list[tuple[float, float]]:
+    """Return the normal beliefs about a task's level: odds and spread of each."""
+    return [(1.0, at.level_spread)]
+
+
 def by_brute_force(process: Process, x: Array) -> tuple[float, Array, Array]:
     """Return the log evidence, and means and deviations at x, by one joint normal per scale.
 
@@ -60,12 +67,12 @@ def by_brute_force(process: Process, x: Array) -> tuple[float, Array, Array]:
         mean, function = conditioned(np.zeros(len(joint)), joint, pool.y)
     function = function + np.diag([h.noise] * n + [0] * q)
     logs, means, squares = [], [], []
-    for deviation in SCALES:
+    for (odds, spread), deviation in product(level_beliefs(at), SCALES):
         scale = np.exp(at.log_scale + at.log_scale_spread * deviation)
-        task = scale**2 * function + at.level_spread**2
+        task = scale**2 * function + spread**2
         task_mean = at.level + scale * mean
         own = multivariate_normal(task_mean[:n], task[:n, :n])
-        logs.append(own.logpdf(process.y) - 0.5 * deviation**2)
+        logs.append(np.log(odds) + own.logpdf(process.y) - 0.5 * deviation**2)
         left, rest = conditioned(task_mean, task, process.y)
         means.append(left)
         squares.append(np.diag(rest) + left**2)
