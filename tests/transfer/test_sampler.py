@@ -133,6 +133,12 @@ def test_priors_are_not_followed_to_failures_again_and_again() -> None:
     assert any(trial.state == TrialState.COMPLETE for trial in study.trials)
 
 
+def test_priors_are_still_followed_after_a_trial_that_failed_before_it_had_parameters() -> None:
+    study = named_study(TransferSampler(GOOD, seed=0), "loss")
+    study.tell(study.ask(), state=TrialState.FAIL)
+    assert loss(suggested(study.ask()), 0) < 0.5
+
+
 def test_proposals_become_feasible() -> None:
     study = named_study(TransferSampler(seed=0), "loss")
 
@@ -248,18 +254,19 @@ def test_a_plan_is_kept_while_another_trial_is_planned() -> None:
         inner: optuna.Trial | None = None
 
         def _proposal(
-            self, study: Study, trials: list[FrozenTrial], search_space: Mapping[str, BaseDistribution]  # type: ignore[override]
+            self,
+            study: Study,
+            trials: list[FrozenTrial],
+            search_space: Mapping[str, BaseDistribution],  # type: ignore[override]
         ) -> dict[str, Any]:
-            if self.inner is None and trials:
+            if self.inner is None:
                 self.inner = study.ask()
                 self.inner.suggest_categorical("act", ["relu", "gelu", "tanh"])
             return super()._proposal(study, trials, search_space)
 
     sampler = Interrupted(GOOD, seed=0)
     study = named_study(sampler, "loss")
-    study.tell(study.ask(), 1.0)
-    outer = study.ask()
-    outer.suggest_categorical("act", ["relu", "gelu", "tanh"])
+    suggested(study.ask())
     assert sampler.inner is not None
     assert loss(suggested(sampler.inner), 0) < 0.5  # the rest of it follows the priors, too
 
