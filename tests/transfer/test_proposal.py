@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -75,10 +77,9 @@ def test_two_objectives_fill_the_gap_of_the_front() -> None:
 def test_what_breaks_a_constraint_is_not_proposed() -> None:
     values = distance_to(0.9, 0.5)(grid())[:, None]
     broken = np.array([config["x"] - 0.5 for config in grid()])  # the best lies where it is broken
-    found = propose(
-        results_of(grid(), values), values, [distance_to(0.9, 0.5)], [believed(grid(), broken)], [],
-        np.random.default_rng(0),
-    )  # fmt: skip
+    results = replace(results_of(grid(), values), feasible=broken <= 0)
+    constraint = believed(grid(), broken)
+    found = propose(results, values, [distance_to(0.9, 0.5)], [constraint], [], np.random.default_rng(0))
     assert 0.3 < found["x"] < 0.6
 
 
@@ -86,10 +87,8 @@ def test_a_running_trial_s_neighbourhood_is_left_to_it() -> None:
     values = distance_to(0.3, 0.8)(grid())[:, None]
     idle = results_of(grid(), values)
     first = propose(idle, values, [believed(grid(), values[:, 0])], [], [], np.random.default_rng(0))
-    study_of_two = Results(**{
-        **idle.__dict__, "running": [first], "taken": np.vstack([idle.taken, ENCODING.encode([first])])
-    })  # fmt: skip
-    second = propose(study_of_two, values, [believed(grid(), values[:, 0])], [], [], np.random.default_rng(0))
+    busy = replace(idle, running=[first], taken=np.vstack([idle.taken, ENCODING.encode([first])]))
+    second = propose(busy, values, [believed(grid(), values[:, 0])], [], [], np.random.default_rng(0))
     assert max(abs(second["x"] - first["x"]), abs(second["y"] - first["y"])) > 1e-3
 
 
