@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def inverted(losses: list[float]) -> list[float]:
 
 
 def shuffled(losses: list[float]) -> list[float]:
-    return np.random.default_rng(len(losses)).permutation(losses).tolist()
+    return [float(y) for y in np.random.default_rng(len(losses)).permutation(losses)]
 
 
 def named_study(sampler: optuna.samplers.BaseSampler, *names: str, **options: Any) -> Study:
@@ -69,4 +70,4 @@ def best_after(sampler: optuna.samplers.BaseSampler, task: int, trials: int) -> 
     """Return the smallest loss so far after each of the trials on a task."""
     study = named_study(sampler, "loss")
     study.optimize(lambda trial: loss(suggested(trial), task), n_trials=trials)
-    return np.minimum.accumulate([trial.value for trial in study.trials]).tolist()
+    return list(accumulate((trial.values[0] for trial in study.trials), min))

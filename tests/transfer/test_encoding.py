@@ -39,7 +39,7 @@ def whole_numbers(draw: st.DrawFn) -> IntDistribution:
 
 @st.composite
 def choices(draw: st.DrawFn) -> CategoricalDistribution:
-    of = draw(st.sampled_from([st.integers(-9, 9), st.text(max_size=3), st.floats(-5, 5)]))
+    of: st.SearchStrategy[Any] = draw(st.sampled_from([st.integers(-9, 9), st.text(max_size=3), st.floats(-5, 5)]))
     return CategoricalDistribution(draw(st.lists(of, min_size=2, max_size=6, unique=True)))
 
 
@@ -217,7 +217,7 @@ def test_a_whole_number_of_few_values_decides_which_parameters_are_there() -> No
 
 def test_a_value_seen_with_and_without_a_parameter_is_no_condition() -> None:
     axes = [Axis("a", CategoricalDistribution(["p", "q"])), Axis("b", FloatDistribution(0, 1))]
-    seen = [{"a": "p", "b": 0.5}, {"a": "p"}, {"a": "q"}]
+    seen: list[dict[str, Any]] = [{"a": "p", "b": 0.5}, {"a": "p"}, {"a": "q"}]
     assert Conditions.learned(seen, axes).permits("b", {"a": "q"})
 
 

@@ -15,11 +15,12 @@ Array = NDArray[np.float64]
 
 def by_inclusion_and_exclusion(points: Array, reference: Array) -> float:
     """Return the hypervolume, exactly: the volumes of all intersections of boxes, with alternating signs."""
-    return sum(
+    total = sum(
         (-1) ** (size + 1) * float(np.prod(np.maximum(reference - points[list(chosen)].max(0), 0)))
         for size in range(1, len(points) + 1)
         for chosen in combinations(range(len(points)), size)
     )
+    return float(total)
 
 
 def by_strips(points: Array, reference: Array) -> float:

@@ -7,6 +7,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 
+from metasearch.transfer import gp
 from metasearch.transfer import knowledge as module
 from metasearch.transfer.encoding import Encoding, Params
 from metasearch.transfer.knowledge import Knowledge, thinned
@@ -60,7 +61,7 @@ def test_an_objective_that_no_prior_measured_is_believed_from_own_results_alone(
     assert knowledge.signs.tolist() == [1, -1]
     for count in (0, 1, 5):  # also before the first result, when nothing is known of it
         trials = own_trials(count)
-        two = [create_trial(params=t.params, distributions=SPACE, values=[t.value, 1.0]) for t in trials]
+        two = [create_trial(params=t.params, distributions=SPACE, values=[*t.values, 1.0]) for t in trials]
         believed = knowledge.believed(1, Results.of(two, knowledge.encoding([]), knowledge.signs, {}))
         assert len(believed.processes) == 1
         found = believed.predict(np.full((3, 6), 0.5))[0]
@@ -98,7 +99,7 @@ def test_many_priors_are_thinned_but_each_is_heard() -> None:
 
 def test_hyperparameters_are_fitted_again_only_after_a_share_of_new_results(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[int] = []
-    real = module.fit
+    real = gp.fit
 
     def counted(x: np.ndarray, *args: object, **kwargs: object) -> object:
         fitted.append(len(x))

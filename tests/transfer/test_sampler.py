@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -254,10 +254,7 @@ def test_a_plan_is_kept_while_another_trial_is_planned() -> None:
         inner: optuna.Trial | None = None
 
         def _proposal(
-            self,
-            study: Study,
-            trials: list[FrozenTrial],
-            search_space: Mapping[str, BaseDistribution],  # type: ignore[override]
+            self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution]
         ) -> dict[str, Any]:
             if self.inner is None:
                 self.inner = study.ask()
@@ -302,7 +299,7 @@ def test_enqueued_trials_are_tried_first_and_learned_from() -> None:
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
-def test_a_computed_objective_is_known_exactly(direction: str) -> None:
+def test_a_computed_objective_is_known_exactly(direction: Literal["minimize", "maximize"]) -> None:
     sign = 1 if direction == "minimize" else -1
 
     def needle(params: Mapping[str, Any]) -> float:
