@@ -21,6 +21,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 Array = NDArray[np.float64]
 Params = dict[str, Any]
 SIDE = 0.5**0.5
+FEW = 16
+"""Values that a whole number may have to be one that others depend on, as widths do on a number of layers."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class Axis:
             return True
         choices = self.distribution.choices
         return len(choices) > 2 and all(isinstance(c, (int, float)) and not isinstance(c, bool) for c in choices)
+
+    @property
+    def decides(self) -> bool:
+        """Whether it has so few values that other parameters may be there for some of them only."""
+        if not isinstance(self.distribution, IntDistribution):
+            return self.choices is not None
+        return (self.distribution.high - self.distribution.low) // self.distribution.step < FEW
 
     @property
     def columns(self) -> int:
@@ -137,9 +146,10 @@ class Conditions:
         """Return the conditions that all configurations agree with.
 
         A parameter depends on another if it is there with some of its values and not with others, and no value has
-        been seen both with and without it.
+        been seen both with and without it. Two that are never there together do not depend on each other, else each
+        would rule the other out of a configuration that has both until it is known which of them goes.
         """
-        tests = [axis for axis in axes if axis.choices is not None]
+        tests = [axis for axis in axes if axis.decides]
         rules: dict[str, dict[str, frozenset[Any]]] = {}
         for axis in axes:
             with_it = [config for config in configurations if axis.name in config]
@@ -149,7 +159,7 @@ class Conditions:
             for test in tests:
                 present = {config.get(test.name) for config in with_it}
                 absent = {config.get(test.name) for config in without}
-                if test.name != axis.name and not present & absent:
+                if test.name != axis.name and not present & absent and present != {None}:
                     rules.setdefault(axis.name, {})[test.name] = frozenset(absent)
         return cls(rules)
 

@@ -20,7 +20,7 @@ from metasearch.transfer.hypervolume import non_dominated
 from metasearch.transfer.mapping import map_prior
 from metasearch.transfer.prior import Prior
 from metasearch.transfer.results import Results
-from metasearch.transfer.surrogates import Location, Mixture, Pool, Process, fit_pool
+from metasearch.transfer.surrogates import Location, Mixture, Pool, Process, deviation_of, fit_pool
 from metasearch.transfer.warp import Warp, choose_warp
 
 Array = NDArray[np.float64]
@@ -199,10 +199,8 @@ class Knowledge:
         if known is not None and count <= len(y) < max(count + 1, 1.1 * count):
             return known
         chosen = np.unique(np.linspace(0, len(y) - 1, min(MOST_FITTED, len(y))).astype(int))
-        deviation = float(y.std()) or 1.0
-        found = fit(
-            x[chosen], (y[chosen] - y.mean()) / deviation, self._cube.parameter, self._beliefs, start=known, steps=40
-        )
+        standardized = (y[chosen] - y.mean()) / deviation_of(y) if len(y) else y
+        found = fit(x[chosen], standardized, self._cube.parameter, self._beliefs, start=known, steps=40)
         self._fits[name] = len(y), found
         return found
 

@@ -17,7 +17,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from metasearch.transfer.encoding import Axis, Conditions, Params
 from metasearch.transfer.knowledge import Knowledge, thinned
@@ -29,6 +29,8 @@ from metasearch.transfer.warp import Warp
 
 STARTUP = 8
 """Configurations spread over the space before the first model, where there are no prior studies."""
+FAILURES = 3
+"""Trials without a result after which the prior studies, which none contradicts, are not followed any longer."""
 
 
 class TransferSampler(BaseSampler):
@@ -71,8 +73,11 @@ class TransferSampler(BaseSampler):
         """Return a whole configuration, with a value for parameters that turn out to be inactive, too."""
         trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         plan = self._proposal(study, trials, search_space)
-        running = {other.number for other in trials if not other.state.is_finished()}
-        self._plans = {number: kept for number, kept in self._plans.items() if number in running} | {trial.number: plan}
+        # another thread may have planned a trial that is not among these: only what has ended is forgotten
+        ended = {other.number for other in trials if other.state.is_finished()}
+        self._plans = {number: kept for number, kept in self._plans.items() if number not in ended} | {
+            trial.number: plan
+        }
         return {name: plan[name] if name in plan else self._drawn(name, d) for name, d in search_space.items()}
 
     def sample_independent(
@@ -105,7 +110,8 @@ class TransferSampler(BaseSampler):
             return {}
         results = Results.of(trials, encoding, knowledge.signs, self._plans)
         enough = results.measured.any() and len(results.values) >= STARTUP
-        if not knowledge.priors and not enough:
+        failures = 0 if results.measured.any() else sum(trial.state.is_finished() for trial in trials)
+        if failures >= FAILURES or not (knowledge.priors or enough):
             return spread_out(encoding, results.taken, self._rng)
         warps = [knowledge.warp(m, results) for m in range(len(names))]
         warped = np.column_stack([warp(results.values[:, m]) for m, warp in enumerate(warps)])
@@ -125,7 +131,8 @@ class TransferSampler(BaseSampler):
         seen = {name for trial in trials for name in trial.distributions}
         all_of_them = {n: d for prior in reversed(self._priors) for n, d in prior.distributions.items()}
         unseen = {n: d for n, d in all_of_them.items() if n not in seen and not d.single()}
-        finished = [trial.params for trial in trials if trial.state.is_finished()]
+        # one that failed may have ended before it asked for all that it would have had
+        finished = [trial.params for trial in trials if trial.state == TrialState.COMPLETE]
         if not unseen or not finished:
             return unseen
         examples = [trial.params for prior in self._priors for trial in prior.trials]

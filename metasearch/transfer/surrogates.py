@@ -30,6 +30,11 @@ LEVEL_SPREAD, SCALE_SPREAD = 0.2, 0.3
 """What is added to how much levels (in typical scales) and log scales of prior studies differ: there may be few."""
 
 
+def deviation_of(values: Array) -> float:
+    """Return the standard deviation of values, 1 if they are equal or none; numpy's of equal ones is not always 0."""
+    return float(values.std()) if len(values) and values.min() < values.max() else 1.0
+
+
 @dataclass(frozen=True)
 class Location:
     """What is believed of a task's level and scale: a normal level, a log-normal scale."""
@@ -50,8 +55,8 @@ class Location:
     @classmethod
     def of_values(cls, y: Array) -> Location:
         """Return what a task's own values say, where there are no earlier tasks."""
-        deviation = float(y.std()) or 1.0
-        return cls(float(y.mean()), deviation, float(np.log(deviation)), 0.3)
+        deviation = deviation_of(y)
+        return cls(float(y.mean()) if len(y) else 0.0, deviation, float(np.log(deviation)), 0.3)
 
 
 @dataclass(frozen=True)
@@ -238,7 +243,7 @@ def fit_pool(
 ) -> Pool:
     """Return the pool of studies (points, values) of one objective. most: points that hyperparameters are fitted to."""
     levels = [float(values.mean()) for _, values in studies]
-    scales = [float(values.std()) or 1.0 for _, values in studies]
+    scales = [deviation_of(values) for _, values in studies]
     x = np.vstack([points for points, _ in studies])
     y = np.concatenate([(values - m) / s for (_, values), m, s in zip(studies, levels, scales, strict=True)])
     study = np.repeat(np.arange(len(studies)), [len(values) for _, values in studies])

@@ -45,12 +45,13 @@ class Warp:
 def choose_warp(studies: Sequence[Array]) -> Warp:
     """Return the warp under which the values of each study come nearest to a normal sample of its own.
 
-    By likelihood, as Box and Cox (1964) choose theirs; each study has its own mean and deviation.
+    By likelihood, as Box and Cox (1964) choose theirs; each study has its own mean and deviation. No values, or equal
+    ones, are left as they are.
     """
     values = np.concatenate(list(studies))
+    if not len(values) or values.min() == values.max():
+        return Warp(float(values[0]) if len(values) else 0.0, 1.0, 0.0)
     spread = float(values.std())
-    if spread == 0:
-        return Warp(float(values[0]), 1.0, 0.0)
     warps = [Warp(float(values.min()), spread, softness) for softness in SOFTNESSES]
 
     def likelihood(warp: Warp) -> float:
