@@ -138,10 +138,10 @@ class Knowledge:
         Whether the prior studies are of use is judged by each objective's own results, and by the other objectives':
         a task that is unlike its priors is mostly so in all of them, but sizes may transfer where accuracies do not.
         """
-        key = results.values.tobytes()
+        x = results.encoding.encode(results.configurations)
+        key = x.tobytes() + results.values.tobytes()
         if self._believed is not None and self._believed[0] == key:
             return self._believed[1]
-        x = results.encoding.encode(results.configurations)
         mixtures = []
         for m, name in enumerate(self.directions):
             y = winsorized(self.warp(m, results)(results.values[:, m]))

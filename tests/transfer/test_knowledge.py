@@ -29,7 +29,7 @@ def weight_of_priors(priors: list[Prior], count: int) -> float:
     """Return what the prior studies count for, after so many own trials."""
     knowledge = Knowledge.of(priors, SPACE, LOSS)
     results = Results.of(own_trials(count), knowledge.encoding([]), knowledge.signs, {})
-    return float(knowledge.believed(0, results).weights[0])
+    return float(knowledge.beliefs(results)[0].weights[0])
 
 
 @pytest.mark.parametrize("change", [inverted, shuffled])
@@ -49,7 +49,7 @@ def test_beliefs_follow_the_priors_first_and_the_own_results_later() -> None:
 
     def agreement(trials: list[FrozenTrial]) -> float:
         results = Results.of(trials, encoding, knowledge.signs, {})
-        return float(np.corrcoef(knowledge.believed(0, results).mean(encoding.encode(configurations)), truth)[0, 1])
+        return float(np.corrcoef(knowledge.beliefs(results)[0].mean(encoding.encode(configurations)), truth)[0, 1])
 
     assert agreement([]) < -0.5
     assert agreement(own_trials(40)) > 0.5
@@ -62,7 +62,7 @@ def test_an_objective_that_no_prior_measured_is_believed_from_own_results_alone(
     for count in (0, 1, 5):  # also before the first result, when nothing is known of it
         trials = own_trials(count)
         two = [create_trial(params=t.params, distributions=SPACE, values=[*t.values, 1.0]) for t in trials]
-        believed = knowledge.believed(1, Results.of(two, knowledge.encoding([]), knowledge.signs, {}))
+        believed = knowledge.beliefs(Results.of(two, knowledge.encoding([]), knowledge.signs, {}))[1]
         assert len(believed.processes) == 1
         found = believed.predict(np.full((3, 6), 0.5))[0]
         assert np.isfinite(found.mean).all()
@@ -108,7 +108,7 @@ def test_hyperparameters_are_fitted_again_only_after_a_share_of_new_results(monk
     monkeypatch.setattr(module, "fit", counted)
     knowledge, trials = Knowledge.of([], SPACE, LOSS), own_trials(60)
     for count in range(1, 61):
-        knowledge.believed(0, Results.of(trials[:count], knowledge.encoding([]), knowledge.signs, {}))
+        knowledge.beliefs(Results.of(trials[:count], knowledge.encoding([]), knowledge.signs, {}))[0]
     assert 10 < len(fitted) < 50
     assert fitted == sorted(set(fitted))
 

@@ -34,7 +34,7 @@ def grid(side: int = 5) -> list[Params]:
 
 def believed(configurations: list[Params], values: Array) -> Mixture:
     x = ENCODING.encode(configurations)
-    return Mixture(np.ones(1), (Process(x, values, ENCODING.parameter, SHARP, Location.of_values(values)),))
+    return Mixture((Process(x, values, ENCODING.parameter, SHARP, Location.of_values(values)),))
 
 
 def distance_to(x: float, y: float) -> Computed:

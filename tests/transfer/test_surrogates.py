@@ -151,7 +151,7 @@ def test_a_further_result_is_as_if_it_had_been_there() -> None:
     x, y, at = points(8, 3), values(8, 4), points(5, 5)
     whole = Process(x, y, PARAMETER, HYPER, LOCATION, pool_of_three())
     part = Process(x[:5], y[:5], PARAMETER, HYPER, LOCATION, pool_of_three())
-    further = Mixture(np.ones(1), (part,)).given(x[5:], y[5:])
+    further = Mixture((part,)).given(x[5:], y[5:])
     assert np.allclose(further.mean(at), whole.predict(at).mean)
     assert np.array_equal(further.weights, np.ones(1))
 
@@ -159,7 +159,7 @@ def test_a_further_result_is_as_if_it_had_been_there() -> None:
 def test_the_mean_of_a_mixture_is_weighted() -> None:
     x, y, at = points(8, 3), values(8, 4), points(5, 5)
     processes = tuple(Process(x, y, PARAMETER, HYPER, LOCATION, pool) for pool in (None, pool_of_three()))
-    mixed = Mixture(np.array([0.25, 0.75]), processes).mean(at)
+    mixed = Mixture(processes, 0.25).mean(at)
     assert np.allclose(mixed, 0.25 * processes[0].predict(at).mean + 0.75 * processes[1].predict(at).mean)
 
 
