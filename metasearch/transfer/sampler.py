@@ -39,7 +39,8 @@ class TransferSampler(BaseSampler):
     prior_studies: studies of Optuna's, or loaded priors. They are matched by the names of parameters and objectives
     (`Study.set_metric_names`; unnamed objectives by their position); what does not match is left out. seed: of all that
     is random. computed: objective -> function of the parameters, for objectives that need no trial to be known, such as
-    a network's size.
+    a network's size; it is given what a trial has (inactive parameters are not there), and asked from the first
+    complete trial on, when it is known what that is.
     """
 
     def __init__(
@@ -116,8 +117,11 @@ class TransferSampler(BaseSampler):
         warps = [knowledge.warp(m, results) for m in range(len(names))]
         warped = np.column_stack([warp(results.values[:, m]) for m, warp in enumerate(warps)])
         believed = knowledge.beliefs(results)
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        exact = self._computed if complete else {}
+        fixed = {n: v for n, v in complete[-1].params.items() if n not in distributions} if complete else {}
         objectives = [
-            self._exact(name, sign, warps[m]) if name in self._computed else believed[m]
+            _exact(exact[name], fixed, sign, warps[m]) if name in exact else believed[m]
             for m, (name, sign) in enumerate(zip(names, knowledge.signs, strict=True))
         ]
         constraints = knowledge.constraints(results)
@@ -139,6 +143,7 @@ class TransferSampler(BaseSampler):
         conditions = Conditions.learned(thinned(examples), [Axis(n, d) for n, d in all_of_them.items()])
         return {n: d for n, d in unseen.items() if not any(conditions.permits(n, params) for params in finished)}
 
-    def _exact(self, name: str, sign: float, warp: Warp) -> Computed:
-        function = self._computed[name]
-        return lambda configurations: warp(sign * np.array([function(config) for config in configurations]))
+
+def _exact(function: Callable[[Mapping[str, Any]], float], fixed: Params, sign: float, warp: Warp) -> Computed:
+    """Return what computes an objective on its warped scale. fixed: parameters that are not proposed."""
+    return lambda configurations: warp(sign * np.array([function({**fixed, **config}) for config in configurations]))

@@ -325,6 +325,21 @@ def test_a_computed_objective_is_only_computed_where_it_stands_beside_a_measured
     assert min(values[0] for values in front) < 0.5
 
 
+def test_a_computed_objective_is_given_parameters_that_no_prior_had_and_fixed_ones() -> None:
+    def size(params: Mapping[str, Any]) -> float:
+        return float(params["width"] * params["bits"] * params["copies"])
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        value = three_objectives(trial)[0]
+        trial.suggest_categorical("bits", [8, 16])
+        trial.suggest_int("copies", 2, 2)
+        return value, size(trial.params)
+
+    study = named_study(TransferSampler(GOOD, seed=0, computed={"size": size}), "loss", "size")
+    study.optimize(objective, n_trials=6)
+    assert all(trial.values[1] == size(trial.params) for trial in study.trials)
+
+
 def with_trials(sampler: TransferSampler, count: int) -> Study:
     rng, encoding = np.random.default_rng(0), Encoding.of(SPACE)
     study = named_study(sampler, "loss")
