@@ -208,6 +208,11 @@ class Encoding:
         """Return a random configuration, without what its own values make absent."""
         return self.conditions.kept({axis.name: axis.draw(rng) for axis in self.axes})
 
+    def completed(self, config: Mapping[str, Any], rng: np.random.Generator) -> Params:
+        """Return a configuration with random values of what is missing."""
+        full = {axis.name: config[axis.name] if axis.name in config else axis.draw(rng) for axis in self.axes}
+        return self.conditions.kept(full)
+
     def mutated(self, config: Mapping[str, Any], rng: np.random.Generator, *, spread: float = 0.2) -> Params:
         """Return a configuration that differs in one parameter or a few; what becomes active is drawn."""
         full = {axis.name: config[axis.name] if axis.name in config else axis.draw(rng) for axis in self.axes}

@@ -57,7 +57,7 @@ def propose(
     normals = _normals(len(objectives), rng)
     chosen = [_chosen(objective, rng) for objective in objectives]
     best_gain, best = -1.0, drawn[0]
-    candidates = [*drawn, *starts, *near]
+    candidates = [*drawn, *(encoding.completed(start, rng) for start in starts), *near]
     measure: Hypervolume | None = None
     for _ in range(ROUNDS):
         x = encoding.encode(candidates)
