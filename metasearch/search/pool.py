@@ -73,8 +73,9 @@ def evaluate_pool(
 
 
 def pool_priors(storage: RDBStorage, names: Sequence[str]) -> list[Prior]:
-    """Return the studies of a pool as priors, each named after its study alone: where the data lay is left out."""
-    return [replace(prior_of_study(load_study(storage, name)), task=name) for name in names]
+    """Return the studies of a pool as priors. Where the data lay is left out of a task that is no registered name."""
+    priors = [prior_of_study(load_study(storage, name)) for name in names]
+    return [replace(prior, task=prior.name) if ":" in prior.task else prior for prior in priors]
 
 
 def _is_possible(values: Mapping[str, Value], space: Space) -> bool:

@@ -74,5 +74,5 @@ def test_the_same_pool_runs_on_every_task_and_goes_on_after_an_interruption(
     assert [trial.datetime_complete for trial in load_study(storage, "few").trials] == before
     few, more = pool_priors(storage, ["few", "more"])
     assert [trial.params for trial in few.trials] == [trial.params for trial in more.trials] == sobol_pool(space, 4)
-    assert (few.name, few.task) == ("few", "few")
+    assert (few.name, few.task) == ("few", "digits")
     assert {"val_accuracy", "model_bytes", "macs"} <= few.complete[0].metrics.keys()
