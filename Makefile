@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: search test check bench format
+.PHONY: search test check bench format priors
 
 search: $(VENV)/installed
 	$(RUN)/metasearch launch digits --space quick --trials 24
@@ -19,6 +19,18 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN)/python -m tests.bench
+
+# The priors that ship with the package. DATA: a folder of data sets; CIFAR10: a folder of its images by class.
+PRIORS := metasearch/transfer/builtin.parquet
+MAKE_PRIORS = $(RUN)/metasearch priors make --storage sqlite:///priors.db --to $(PRIORS) --data-root $(DATA)
+priors: $(VENV)/installed
+	$(MAKE_PRIORS) builtin-digits=digits
+	$(MAKE_PRIORS) --max-train 1000 --image-size 16 builtin-usps=usps builtin-mnist=mnist \
+	  builtin-notmnist=idx:$(DATA)/notMNIST/raw/t10k-images-idx3-ubyte.gz,$(DATA)/notMNIST/raw/t10k-labels-idx1-ubyte.gz \
+	  builtin-kannada=idx:$(DATA)/KannadaMNIST/raw/X_kannada_MNIST_test-idx3-ubyte.gz,$(DATA)/KannadaMNIST/raw/y_kannada_MNIST_test-idx1-ubyte.gz \
+	  builtin-devanagari=npz:$(DATA)/CMATERdb/devanagari-numerals/training-images.npz \
+	  builtin-signlanguage=folder:$(DATA)/SignLanguageDigits/Dataset builtin-cifar10=folder:$(CIFAR10)
+	$(RUN)/metasearch priors export --storage sqlite:///priors.db --to $(PRIORS)
 
 format: $(VENV)/installed
 	$(RUN)/ruff format .

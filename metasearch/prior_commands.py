@@ -59,14 +59,14 @@ def export_priors(
 ) -> None:
     """Write priors into one portable file."""
     from metasearch.errors import NotFoundError
-    from metasearch.search.priors import find_priors, priors_in
+    from metasearch.search.priors import find_priors, portable, priors_in
     from metasearch.transfer.priors_file import write_priors
 
     store = _store(storage)
     found = [known.prior for known in (find_priors(store, studies) if studies else priors_in(store))]
     if not found:
         raise NotFoundError("priors: the storage has no finished study")
-    write_priors(to, found)
+    write_priors(to, [portable(prior) for prior in found])
     _tell(f"exported {len(found)} priors, {sum(len(prior.trials) for prior in found)} trials, to {to}")
 
 
@@ -106,7 +106,8 @@ def make_priors(
     Example: metasearch priors make digits usps mine=folder:DIR --max-train 1000 --to FILE
     """
     from metasearch.search.launch import Watcher
-    from metasearch.search.pool import evaluate_pool, pool_priors
+    from metasearch.search.pool import evaluate_pool
+    from metasearch.search.priors import find_priors, portable
     from metasearch.search.runner import Resources
     from metasearch.search.space import load_space
     from metasearch.tasks import TaskSource
@@ -127,7 +128,7 @@ def make_priors(
         store, sources, load_space(space), size=size, resources=resources, seed=seed, watcher=Told()
     ):
         done.append(name)
-        write_priors(to, pool_priors(store, done))
+        write_priors(to, [portable(known.prior) for known in find_priors(store, done)])
         _tell(f"{to}: {len(done)} of {len(sources)} tasks")
     if len(done) < len(sources):
         _tell("interrupted; the same command goes on")

@@ -5,8 +5,7 @@ The same configurations on every task tell what differs between tasks from what 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Mapping
 
 from optuna.storages import RDBStorage
 from scipy.stats import qmc
@@ -15,12 +14,10 @@ from metasearch.parameters import Value
 from metasearch.search.launch import Watcher, run_study
 from metasearch.search.possible import possible_with_task
 from metasearch.search.prepare import Options, prepare_study
-from metasearch.search.priors import prior_of_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import Space
-from metasearch.search.store import load_study, study_exists
+from metasearch.search.store import study_exists
 from metasearch.tasks import TaskSource, load_task
-from metasearch.transfer.prior import Prior
 
 
 def sobol_pool(space: Space, size: int, *, seed: int = 0) -> list[dict[str, Value]]:
@@ -70,12 +67,6 @@ def evaluate_pool(
         if outcome.stopped:
             return
         yield name
-
-
-def pool_priors(storage: RDBStorage, names: Sequence[str]) -> list[Prior]:
-    """Return the studies of a pool as priors. Where the data lay is left out of a task that is no registered name."""
-    priors = [prior_of_study(load_study(storage, name)) for name in names]
-    return [replace(prior, task=prior.name) if ":" in prior.task else prior for prior in priors]
 
 
 def _is_possible(values: Mapping[str, Value], space: Space) -> bool:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,11 @@ def prior_of_study(study: Study) -> Prior:
         fixed=fixed,
         fingerprint=description.fingerprint,
     )
+
+
+def portable(prior: Prior) -> Prior:
+    """Return the prior without where its data lay: a task that is no registered name is called as the prior is."""
+    return replace(prior, task=prior.name) if ":" in prior.task else prior
 
 
 def priors_in(storage: RDBStorage, names: Collection[str] | None = None) -> list[KnownPrior]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from metasearch.search.pool import evaluate_pool, pool_priors, sobol_pool
+from metasearch.search.pool import evaluate_pool, sobol_pool
+from metasearch.search.priors import find_priors
 from metasearch.search.runner import Resources
 from metasearch.search.space import load_space, parse_space
 from metasearch.search.store import load_study, open_storage
@@ -72,7 +73,6 @@ def test_the_same_pool_runs_on_every_task_and_goes_on_after_an_interruption(
     before = [trial.datetime_complete for trial in load_study(storage, "few").trials]
     assert list(evaluate_pool(storage, tasks, space, size=4, resources=Resources(workers=1))) == ["few", "more"]
     assert [trial.datetime_complete for trial in load_study(storage, "few").trials] == before
-    few, more = pool_priors(storage, ["few", "more"])
+    few, more = (known.prior for known in find_priors(storage, ["few", "more"]))
     assert [trial.params for trial in few.trials] == [trial.params for trial in more.trials] == sobol_pool(space, 4)
-    assert (few.name, few.task) == ("few", "digits")
     assert {"val_accuracy", "model_bytes", "macs"} <= few.complete[0].metrics.keys()
