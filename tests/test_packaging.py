@@ -22,7 +22,7 @@ def test_the_wheel_holds_search_spaces_and_cluster_files(tmp_path: Path) -> None
         files = [path.name for path in (REPOSITORY / folder).iterdir() if path.is_file()]
         assert files
         assert {f"metasearch/{folder}/{name}" for name in files} <= names
-    assert "metasearch/cli.py" in names
+    assert {"metasearch/cli.py", "metasearch/transfer/builtin.parquet"} <= names
     assert not any(name.startswith("tests/") for name in names)
 
 
