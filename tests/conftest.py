@@ -17,6 +17,14 @@ def metasearch_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     return home
 
 
+@pytest.fixture
+def nothing_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the priors of the package away, so that a storage's own are all there are."""
+    from metasearch.search import priors
+
+    monkeypatch.setattr(priors, "BUILT_IN_FILE", tmp_path / "none.parquet")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Let torch use one thread: the networks here are small, and threads that wait for each other cost more."""

@@ -30,6 +30,8 @@ from metasearch.transfer.mapping import MappedPrior
 from metasearch.transfer.priors_file import write_priors
 from tests.fakes import describe, finished_study
 
+pytestmark = pytest.mark.usefixtures("nothing_built_in")
+
 OBJECTIVES = ("val_accuracy", "model_bytes")
 SPACE = load_space("quick")
 
@@ -243,6 +245,22 @@ def test_priors_of_the_package_are_known_and_can_be_left_out_by_name(
     sources = {name: known.source for name, known in known_priors(storage).items()}
     assert sources == {"first": "store", "shipped": "built-in", "second": "store"}  # the storage's own comes first
     assert sorted(names(choose_priors(storage, "auto,-shipped", SPACE, OBJECTIVES))) == ["first", "second"]
+
+
+def test_the_package_ships_priors_of_eight_tasks_that_fit_its_default_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    shipped = priors.builtin_priors()
+    assert len({prior.fingerprint for prior in shipped}) >= 8
+    pools = [[trial.params for trial in prior.trials] for prior in shipped]
+    assert len(pools[0]) >= 150
+    assert all(pool == pools[0] for pool in pools)  # the same configurations on every task
+    space = load_space("distill_compress")
+    for prior in shipped:
+        assert prior.distributions == space.distributions()
+        assert prior.features.keys() >= {"linear_probe_accuracy", "one_nn_accuracy", "teacher_accuracy"}
+        assert prior.versions["metasearch"]
+        assert all(len(trial.curve) >= 10 for trial in prior.complete)
+    assert priors.BUILT_IN_FILE.stat().st_size < 3e6
 
 
 # Going on

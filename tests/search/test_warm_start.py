@@ -18,6 +18,8 @@ from metasearch.search.store import description_of, load_study
 from metasearch.tasks import TaskSource, load_task
 from tests.fakes import finished_study
 
+pytestmark = pytest.mark.usefixtures("nothing_built_in")
+
 SOURCE = TaskSource("digits", max_train=100, augment="none")
 NETWORK = "mlp:width=4,depth=1"
 
