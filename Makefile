@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: search test check bench format
+.PHONY: search test check bench bench-transfer format
 
 search: $(VENV)/installed
 	$(RUN)/metasearch launch digits --space quick --trials 24
@@ -19,6 +19,9 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN)/python -m tests.bench
+
+bench-transfer: $(VENV)/installed
+	$(RUN)/python -m tests.bench transfer
 
 format: $(VENV)/installed
 	$(RUN)/ruff format .
