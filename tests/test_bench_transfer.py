@@ -11,11 +11,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from metasearch.search.space import load_space
 from metasearch.transfer.prior import Prior, PriorTrial
 from metasearch.transfer.priors_file import read_priors, write_priors
+from tests.bench.transfer import costs as costs_module
 from tests.bench.transfer import curves as curves_module
+from tests.bench.transfer import report
 from tests.bench.transfer import tables as tables_module
-from tests.bench.transfer.checks import bad_priors, low_regret, parallel, trials_saved
+from tests.bench.transfer.checks import bad_priors, costs, low_regret, parallel, trials_saved
 from tests.bench.transfer.contenders import CONTENDERS
-from tests.bench.transfer.curves import make_curves, read_curves, searches
+from tests.bench.transfer.costs import CASES, Costs, measure_costs
+from tests.bench.transfer.curves import OPPONENTS, make_curves, read_curves, searches
 from tests.bench.transfer.gower import Gower
 from tests.bench.transfer.measure import gains, hypervolume, regret_curve
 from tests.bench.transfer.outcome import COLD_TPE, NEVER, Outcome, mean_and_error, upper_bounds
@@ -204,7 +207,9 @@ def test_best_points_are_those_that_exhaustive_greedy_search_finds() -> None:
             name=str(number),
             directions=dict.fromkeys(OBJECTIVES, "minimize"),
             distributions=distributions,
-            trials=tuple(PriorTrial(p, dict(zip(OBJECTIVES, row, strict=True))) for p, row in zip(shared, y, strict=True)),
+            trials=tuple(
+                PriorTrial(p, dict(zip(OBJECTIVES, row, strict=True))) for p, row in zip(shared, y, strict=True)
+            ),
         )
         for number, y in enumerate(tables)
     ]
@@ -356,3 +361,45 @@ def test_the_pools_label_tells_its_data() -> None:
     assert isinstance(first, Pools)
     assert first.label == pools_table("own", pool_priors(24), SPACE).label
     assert first.label != second.label
+
+
+def test_costs_are_judged_against_their_limits() -> None:
+    cheap = Costs(dict.fromkeys(CASES, 0.4), dict.fromkeys(CASES, 30.0), batch=1.0, one_by_one=2.0)
+    dear = Costs(dict.fromkeys(CASES, 2.5), dict.fromkeys(CASES, 90.0), batch=2.0, one_by_one=1.0)
+    assert [check.met for check in costs(cheap)] == [True] * 5
+    assert [check.met for check in costs(dear)] == [False] * 5
+
+
+def test_costs_are_measured_case_by_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs_module, "CASES", {costs_module.BATCH_CASE: (12, 3, 10)})
+    monkeypatch.setattr(costs_module, "ASKED", 3)
+    monkeypatch.setattr(costs_module, "BATCH", 2)
+    measured = measure_costs(small_grid())
+    assert list(measured.medians) == list(measured.before) == [costs_module.BATCH_CASE]
+    assert min(measured.medians[costs_module.BATCH_CASE], measured.batch, measured.one_by_one) > 0
+
+
+def test_one_command_prints_samplers_and_demands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = small_grid()
+    ours = dict.fromkeys([("transfer", kind) for kind in KINDS] + [("transfer, 8 workers", "good")], 0.1234)
+    monkeypatch.setattr(report, "NAMES", ("small", "absent"))
+    monkeypatch.setattr(report, "load_table", {"small": grid}.get)
+    monkeypatch.setattr(report, "_measure", lambda runs, cost_table: (fill(grid, ours, seeds=10), None))
+    opponents = fill(grid, dict.fromkeys(OPPONENTS, 0.3), seeds=10)
+    monkeypatch.setattr(report, "read_curves", lambda table: opponents)
+    verdict = report.run(quick=False)
+    output = capsys.readouterr().out
+    assert "absent: its data are not there" in output
+    assert output.count("\n  small: transfer, ") == 6
+    assert "0.128 ± 0.001" in output  # 0.1234 and a thousandth of the seed
+    assert output.count(" met\n") == int(verdict.text.partition(" ")[0])
+    assert "MISSED\n" not in output or verdict.met is False
+
+
+def test_nothing_is_judged_where_no_data_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "load_table", lambda name: None)
+    verdict = report.run(quick=False)
+    assert verdict.met is None
+    assert "skipped" in verdict.text

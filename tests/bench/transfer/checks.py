@@ -54,7 +54,9 @@ def low_regret(outcome: Outcome) -> list[Check]:
     for trial in AT if mine.size else ():
         mean, other = mean_and_error(mine, trial)[0], mean_and_error(opponent, trial)[0]
         met = mean < other if outcome.whole(GP_ENQUEUED) else None
-        checks.append(Check(1, f"{outcome.table}: after {trial}, gp enqueued", _number(mean), f"< {_number(other)}", met))
+        checks.append(
+            Check(1, f"{outcome.table}: after {trial}, gp enqueued", _number(mean), f"< {_number(other)}", met)
+        )
     return checks
 
 
@@ -118,14 +120,24 @@ def parallel(outcome: Outcome) -> list[Check]:
 def costs(measured: Costs) -> list[Check]:
     """Line 6: seconds of CPU to propose one configuration, those before the first, and those for a batch."""
     checks = [
-        Check(6, f"one proposal, {case}", f"{measured.medians[case]:.2f} s", f"<= {limit:g} s", measured.medians[case] <= limit)
+        Check(
+            6,
+            f"one proposal, {case}",
+            f"{measured.medians[case]:.2f} s",
+            f"<= {limit:g} s",
+            measured.medians[case] <= limit,
+        )
         for case, limit in SECONDS.items()
     ]
     first = max(measured.before.values())
-    checks.append(Check(6, "once, before the first", f"{first:.1f} s", f"<= {SECONDS_BEFORE:g} s", first <= SECONDS_BEFORE))
+    checks.append(
+        Check(6, "once, before the first", f"{first:.1f} s", f"<= {SECONDS_BEFORE:g} s", first <= SECONDS_BEFORE)
+    )
     one_by_one = f"< {measured.one_by_one:.2f} s"
     met = measured.batch < measured.one_by_one
-    checks.append(Check(6, f"a batch of {measured.batch_size}, told one by one", f"{measured.batch:.2f} s", one_by_one, met))
+    checks.append(
+        Check(6, f"a batch of {measured.batch_size}, told one by one", f"{measured.batch:.2f} s", one_by_one, met)
+    )
     return checks
 
 

@@ -47,7 +47,7 @@ class Outcome:
 
     def whole(self, *samplers: Sampler) -> bool:
         """Return whether the samplers have all the seeds that are wanted."""
-        return self.of(*samplers)[0].shape[1] == self.seeds
+        return len(self.of(*samplers)[0][0]) == self.seeds
 
     def first_trials(self, sampler: Sampler) -> Array:
         """Return (K, S), the first trial that reaches the task's mean hypervolume of cold TPE at the end."""
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def mean_and_error(curves: Array, trial: int) -> tuple[float, float]:
-    """Return the regret after a trial and its standard error over seeds. curves: (K, S, T), averaged over tasks first."""
+    """Return the regret after a trial, of curves (K, S, T), and its standard error over seeds; tasks are averaged."""
     of_seeds = curves[:, :, trial - 1].mean(0)
     error = of_seeds.std(ddof=1) / len(of_seeds) ** 0.5 if len(of_seeds) > 1 else np.nan
     return float(of_seeds.mean()), float(error)

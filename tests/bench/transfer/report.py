@@ -38,7 +38,9 @@ def run(*, quick: bool) -> Verdict:
     tables = {name: table for name in NAMES if (table := load_table(name)) is not None}
     missing = [name for name in NAMES if name not in tables]
     if not tables:
-        text = "skipped: no fcnet.npz in METASEARCH_TABLES, nor in shared/tables beside the repository, nor built-in priors"
+        text = (
+            "skipped: no tables in METASEARCH_TABLES, nor in shared/tables beside the repository, nor built-in priors"
+        )
         print(f"\ntransfer {text}")
         return Verdict("transfer", None, text)
     seeds, samplers = (QUICK_SEEDS, QUICK_SAMPLERS) if quick else (SEEDS, OUR_SAMPLERS)
@@ -58,7 +60,7 @@ def run(*, quick: bool) -> Verdict:
 
 
 def _measure(runs: Sequence[Run], *, cost_table: str | None) -> tuple[Curves, Costs | None]:
-    """Return the curves of runs, replayed in as many processes as there are CPUs, then the costs, with the rest idle."""
+    """Return the curves of runs, replayed in as many processes as there are CPUs, then the costs, one at a time."""
     cpus = len(os.sched_getaffinity(0))
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ |= dict.fromkeys(threads, "1")  # read by the processes that start now, when they import numpy
@@ -95,7 +97,7 @@ def _check(outcomes: Sequence[Outcome], costs: Costs | None, samplers: Sequence[
 
 def _show(outcomes: Sequence[Outcome], found: Sequence[Check], notes: list[str]) -> None:
     rows = [row for outcome in outcomes for row in _rows(outcome)]
-    header = ("table", "sampler", "priors", *(f"regret after {n}" for n in AT), "trials to cold TPE's 30", "seeds")
+    header = ("table: sampler, priors", *(f"regret after {n}" for n in AT), "trials to cold TPE's 30", "seeds")
     measure = [
         "regret: 1 - hypervolume / that of the whole table, mean over tasks ± standard error over seeds",
         f"priors: {TRIALS} random configurations of each other task; tpe and gp enqueue the 5 best points of them",
@@ -103,8 +105,8 @@ def _show(outcomes: Sequence[Outcome], found: Sequence[Check], notes: list[str])
     ]
     print_table("Transfer: samplers on tables of real evaluations", header, rows, [*notes, *measure])
     words = {True: "met", False: "MISSED", None: "not judged"}
-    lines = [(str(c.line), c.what, c.measured, c.target, words[c.met]) for c in found]
-    print_table("Transfer: what is demanded", ("line", "what", "measured", "target", ""), lines, [])
+    lines = [(f"{c.line} {c.what}", c.measured, c.target, words[c.met]) for c in found]
+    print_table("Transfer: what is demanded", ("line", "measured", "target", ""), lines, [])
 
 
 def _rows(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -117,5 +119,6 @@ def _rows(outcome: Outcome) -> list[tuple[str, ...]]:
         cells = ["{:.3f} ± {:.3f}".format(*mean_and_error(curves, trial)) for trial in AT]
         cold = outcome.of(COLD_TPE)[0].size
         saved = f"{np.median(outcome.first_trials(sampler)):g}" if cold else ""
-        rows.append((outcome.table, *sampler, *cells, saved, str(seeds)))
+        contender, priors = sampler
+        rows.append((f"{outcome.table}: {contender}, {priors}", *cells, saved, str(seeds)))
     return rows
