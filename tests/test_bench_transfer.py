@@ -403,3 +403,17 @@ def test_nothing_is_judged_where_no_data_are(monkeypatch: pytest.MonkeyPatch) ->
     verdict = report.run(quick=False)
     assert verdict.met is None
     assert "skipped" in verdict.text
+
+
+def test_demands_are_not_called_met_while_curves_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = small_grid()
+    ours = dict.fromkeys([("transfer", kind) for kind in KINDS], 0.1) | {("transfer, 8 workers", "good"): 0.09}
+    level = dict.fromkeys(OPPONENTS, 0.3) | {("tpe, 8 workers", "none"): 0.32}
+    monkeypatch.setattr(report, "NAMES", ("small",))
+    monkeypatch.setattr(report, "load_table", {"small": grid}.get)
+    monkeypatch.setattr(report, "_measure", lambda runs, cost_table: (fill(grid, ours, seeds=10), None))
+    opponents = fill(grid, level, seeds=10)
+    monkeypatch.setattr(report, "read_curves", lambda table: opponents)
+    assert report.run(quick=False).met is True
+    del opponents[Run("small", "two", 9, "gp", "none")]
+    assert report.run(quick=False).met is None

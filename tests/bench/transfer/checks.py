@@ -142,8 +142,8 @@ def costs(measured: Costs) -> list[Check]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1)
+    return f"{value:.3f}"
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("0.", ".", 1)
+    return f"{value:+.3f}"
