@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: search test check bench format priors
+.PHONY: search test check bench bench-transfer format priors
 
 search: $(VENV)/installed
 	$(RUN)/metasearch launch digits --space quick --trials 24
@@ -31,6 +31,9 @@ priors: $(VENV)/installed
 	  builtin-devanagari=npz:$(DATA)/CMATERdb/devanagari-numerals/training-images.npz \
 	  builtin-signlanguage=folder:$(DATA)/SignLanguageDigits/Dataset builtin-cifar10=folder:$(CIFAR10)
 	$(RUN)/metasearch priors export --storage sqlite:///priors.db --to $(PRIORS)
+
+bench-transfer: $(VENV)/installed
+	$(RUN)/python -m tests.bench transfer
 
 format: $(VENV)/installed
 	$(RUN)/ruff format .

@@ -10,9 +10,15 @@ import argparse
 import sys
 
 from tests.bench import distillation, overhead, pruning, throughput, unlabelled
+from tests.bench.transfer import report as transfer
 
 BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run}
-STUDIES = {"distillation": distillation.run, "unlabelled": unlabelled.run, "pruning": pruning.run}
+STUDIES = {
+    "distillation": distillation.run,
+    "unlabelled": unlabelled.run,
+    "pruning": pruning.run,
+    "transfer": transfer.run,
+}
 """What is measured of the methods rather than of the program's speed: by name only."""
 
 
