@@ -55,13 +55,15 @@ def _with_slopes(parts: Array, log_scales: Array) -> tuple[Array, Array]:
 class Hyperparameters:
     """log_scales: (P,), of the unit cube. shared: of the signal's variance, how much studies have in common, in [0, 1).
 
-    variance: of the signal. noise: variance. Both in units of the squared standardized objective.
+    variance: of the signal. noise: variance. Both in units of the squared standardized objective. kept: of the noise,
+    how much is a configuration's own and comes again when another study tries it, in [0, 1).
     """
 
     log_scales: Array
     variance: float
     noise: float
     shared: float = 0.0
+    kept: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Beliefs:
     log_noise: float = -4.0
     noise_spread: float = 1.5
     shared_spread: float = 1.5
+    kept_spread: float = 1.5
 
 
 def fit(
@@ -90,16 +93,23 @@ def fit(
     """Return the hyperparameters of largest posterior density. y: (N,), standardized.
 
     study: (N,), the study of each point. Values of different studies correlate by the share `shared` of what values of
-    one study do; without it there is one study.
+    one study do, those of one configuration by the share `kept` of the noise, too; without it there is one study.
     """
     parts = squared_differences(x, x, parameter)
     count = len(parts)
     same = None if study is None else (study[:, None] == study[None]).astype(float)
-    means = np.array([*[beliefs.log_scale] * count, beliefs.log_variance, beliefs.log_noise, 1.0])
+    again = (parts.sum(0) == 0) - np.eye(len(y))  # the same configuration on another study
+    means = np.array([*[beliefs.log_scale] * count, beliefs.log_variance, beliefs.log_noise, 1.0, 0.0])
     spreads = np.array(
-        [*[beliefs.scale_spread] * count, beliefs.variance_spread, beliefs.noise_spread, beliefs.shared_spread]
+        [
+            *[beliefs.scale_spread] * count,
+            beliefs.variance_spread,
+            beliefs.noise_spread,
+            beliefs.shared_spread,
+            beliefs.kept_spread,
+        ]
     )
-    used = count + (2 if same is None else 3)
+    used = count + (2 if same is None else 4)
     means, spreads = means[:used], spreads[:used]
 
     def loss(theta: Array) -> tuple[float, Array]:
@@ -108,10 +118,11 @@ def fit(
         if same is None:
             mixing: Array | float = variance
         else:
-            share = 1 / (1 + np.exp(-theta[count + 2]))
+            share = _logistic(theta[count + 2])
             mixing = variance * (share + (1 - share) * same)
         signal = mixing * kernel
-        covariance = signal.copy()
+        kept = 0.0 if same is None else _logistic(theta[count + 3])
+        covariance = signal + kept * noise * again
         covariance[np.diag_indices_from(covariance)] += noise + JITTER
         try:
             root = cholesky(covariance, lower=True, check_finite=False)
@@ -124,8 +135,10 @@ def fit(
         weighted = outer * mixing * slope
         grad[:count] = 0.5 * np.einsum("nm,pnm->p", weighted, parts) * np.exp(-2 * theta[:count])
         grad[count] = 0.5 * (outer * signal).sum()
-        grad[count + 1] = 0.5 * np.trace(outer) * noise
+        of_again = 0.5 * (outer * again).sum() * noise
+        grad[count + 1] = 0.5 * np.trace(outer) * noise + kept * of_again
         if same is not None:
+            grad[count + 3] = of_again * kept * (1 - kept)
             grad[count + 2] = 0.5 * (outer * kernel * (1 - same)).sum() * variance * share * (1 - share)
         value = 0.5 * y @ weights + np.log(np.diag(root)).sum()
         off = (theta - means) / spreads
@@ -135,7 +148,11 @@ def fit(
     if start is not None:
         first[:count] = start.log_scales
         first[count : count + 2] = np.log(start.variance), np.log(start.noise)
-    bounds = [(-3.0, 5.0)] * count + [(-6.0, 4.0), (-12.0, 1.0), (-6.0, 6.0)]
+    bounds = [(-3.0, 5.0)] * count + [(-6.0, 4.0), (-12.0, 1.0), (-6.0, 6.0), (-6.0, 6.0)]
     found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds[:used], options={"maxiter": steps}).x
-    share = 0.0 if same is None else float(1 / (1 + np.exp(-found[count + 2])))
-    return Hyperparameters(found[:count], float(np.exp(found[count])), float(np.exp(found[count + 1])), share)
+    share, kept = (0.0, 0.0) if same is None else (_logistic(found[count + 2]), _logistic(found[count + 3]))
+    return Hyperparameters(found[:count], float(np.exp(found[count])), float(np.exp(found[count + 1])), share, kept)
+
+
+def _logistic(value: float) -> float:
+    return float(1 / (1 + np.exp(-value)))

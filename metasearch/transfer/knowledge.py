@@ -88,7 +88,9 @@ class Knowledge:
             signs = np.array([1.0 if d == "minimize" else -1.0 for d in prior.directions.values()])
             fronts.append([dict(prior.complete[i].params) for i in non_dominated(y * signs)])
         longest = max(map(len, fronts), default=0)
-        return [front[i] for i in range(longest) for front in fronts if i < len(front)][:MOST_STARTS]
+        in_turn = (front[i] for i in range(longest) for front in fronts if i < len(front))
+        distinct = {tuple(sorted(config.items())): config for config in in_turn}
+        return list(distinct.values())[:MOST_STARTS]
 
     def encoding(self, trials: Sequence[FrozenTrial]) -> Encoding:
         """Return the encoding of the space, its conditions learned from the priors and the study's own trials."""

@@ -1,7 +1,8 @@
 """What is believed of one objective on a new task: from prior studies, from its own trials alone, and both together.
 
 The prior studies are one Gaussian process over configurations and studies: values of two studies correlate by the share
-`shared` of what values of one study do (Bonilla et al. 2008, with exchangeable tasks). The new task is one more study
+`shared` of what values of one study do (Bonilla et al. 2008, with exchangeable tasks), those of one configuration also
+in what no smooth function explains. The new task is one more study
 of it, up to its own level and scale, which are integrated out. Beside it stands a process that has never seen a prior
 study; the two are weighted by how well each explains the new task's own results, so that misleading priors lose their
 weight.
@@ -26,6 +27,8 @@ Array = NDArray[np.float64]
 Parameters = NDArray[np.intp]
 SCALES = np.linspace(-3, 3, 25)
 """Own scales that are integrated over, in deviations of the logarithm from the typical one."""
+EQUAL = 1 - 1e-9
+"""The kernel of a point with itself, rounding apart."""
 LEVEL_SPREAD, SCALE_SPREAD = 0.2, 0.3
 """What is added to how much levels (in typical scales) and log scales of prior studies differ: there may be few."""
 
@@ -75,9 +78,9 @@ class Pool:
 
     @property
     def worth(self) -> float:
-        """Return the share of the values' variance that studies have in common, noise included, in [0, 1]."""
+        """The share of the values' variance that studies have in common, noise included, in [0, 1]."""
         h = self.hyper
-        return h.shared * h.variance / (h.variance + h.noise)
+        return (h.shared * h.variance + h.kept * h.noise) / (h.variance + h.noise)
 
     @cached_property
     def _scaled(self) -> Array:
@@ -87,8 +90,9 @@ class Pool:
     def _root(self) -> Array:
         h = self.hyper
         same = self.study[:, None] == self.study[None]
-        covariance = h.variance * matern(self._scaled, self._scaled) * np.where(same, 1.0, h.shared)
-        covariance[np.diag_indices_from(covariance)] += h.noise + JITTER
+        kernel = matern(self._scaled, self._scaled)
+        covariance = h.variance * kernel * np.where(same, 1.0, h.shared) + h.kept * h.noise * (kernel > EQUAL)
+        covariance[np.diag_indices_from(covariance)] += (1 - h.kept) * h.noise + JITTER
         return np.asarray(cholesky(covariance, lower=True, check_finite=False))
 
     @cached_property
@@ -101,7 +105,8 @@ class Pool:
         Its inner products are the covariance of the new task that the studies explain.
         """
         h = self.hyper
-        cross = h.shared * h.variance * matern(self._scaled, scaled(x, self.parameter, h.log_scales))
+        kernel = matern(self._scaled, scaled(x, self.parameter, h.log_scales))
+        cross = h.shared * h.variance * kernel + h.kept * h.noise * (kernel > EQUAL)
         return np.asarray(solve_triangular(self._root, cross, lower=True, check_finite=False))
 
     def mean(self, explained: Array) -> Array:
@@ -195,7 +200,7 @@ class Process:
         if self.pool is not None:
             explained = self.pool.explained(x)
             covariance -= self._explained.T @ explained
-            variance -= (explained**2).sum(0)
+            variance += self.hyper.kept * self.hyper.noise - (explained**2).sum(0)
             expected = self.pool.mean(explained)
         white = self._whiten(covariance)
         left = np.maximum(variance - (white**2).sum(0), 1e-12)
