@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,6 +36,8 @@ MOST_POINTS = 1_000
 """Points of prior studies that are kept, of all together."""
 MOST_FITTED = 200
 """Own results that hyperparameters are fitted to."""
+FEWEST_COMMON, MOST_COMMON = 20, 300
+"""Configurations that several prior studies tried: how many make a portfolio, and how many are looked at."""
 MOST_STARTS = 100
 """Good configurations of prior studies that are candidates."""
 
@@ -89,8 +92,19 @@ class Knowledge:
             fronts.append([dict(prior.complete[i].params) for i in non_dominated(y * signs)])
         longest = max(map(len, fronts), default=0)
         in_turn = (front[i] for i in range(longest) for front in fronts if i < len(front))
-        distinct = {tuple(sorted(config.items())): config for config in in_turn}
+        distinct = {_key(config): config for config in in_turn}
         return list(distinct.values())[:MOST_STARTS]
+
+    @cached_property
+    def portfolio(self) -> list[Params]:
+        """The configurations that several prior studies have tried alike, if there are FEWEST_COMMON of them.
+
+        What these give is known beyond what any smooth model of few points in many dimensions tells; the others are
+        worth a trial only after the best of these.
+        """
+        tried = Counter(config for prior in self.priors for config in {_key(trial.params) for trial in prior.complete})
+        common = [dict(config) for config, studies in tried.items() if studies >= max(2, min(3, len(self.priors)))]
+        return common[:MOST_COMMON] if len(common) >= FEWEST_COMMON else []
 
     def encoding(self, trials: Sequence[FrozenTrial]) -> Encoding:
         """Return the encoding of the space, its conditions learned from the priors and the study's own trials."""
@@ -205,6 +219,10 @@ class Knowledge:
         found = fit(x[chosen], standardized, self._cube.parameter, self._beliefs, start=known, steps=40)
         self._fits[name] = len(y), found
         return found
+
+
+def _key(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(config.items()))
 
 
 def thinned(configurations: Sequence[Mapping[str, Any]], most: int = 300) -> list[Mapping[str, Any]]:

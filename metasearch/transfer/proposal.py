@@ -36,12 +36,14 @@ def propose(
     constraints: Sequence[Mixture],
     starts: Sequence[Params],
     rng: np.random.Generator,
+    *,
+    only_starts: bool = False,
 ) -> Params:
     """Return the candidate of the largest expected gain of hypervolume, weighted by the odds that it is feasible.
 
     warped: (n, M), the results on the scales of the objectives. objectives: a belief each, or a function that computes
-    it. starts: candidates beside random ones, such as the best of earlier studies. Trials that still run are taken to
-    give what is expected of them.
+    it. starts: candidates beside random ones, such as the best of earlier studies; only_starts: there are no others.
+    Trials that still run are taken to give what is expected of them.
     """
     encoding = results.encoding
     if results.running:
@@ -59,7 +61,7 @@ def propose(
     best_gain, best = -1.0, drawn[0]
     candidates = [*drawn, *(encoding.completed(start, rng) for start in starts), *near]
     measure: Hypervolume | None = None
-    for _ in range(ROUNDS):
+    for _ in range(1 if only_starts else ROUNDS):
         x = encoding.encode(candidates)
         samples = np.stack(
             [_sampled(o, candidates, x, normals[:, m], chosen[m]) for m, o in enumerate(objectives)], axis=2
@@ -71,6 +73,8 @@ def propose(
             so_far = measure.best(reached)
         gains = measure.improvement(samples, so_far) * _odds(constraints, x)
         gains[_repeats(x, results.taken)] = -1.0
+        if only_starts:
+            gains[:RANDOM] = gains[RANDOM + len(starts) :] = -1.0
         order = np.argsort(-gains, kind="stable")
         if gains[order[0]] > best_gain:
             best_gain, best = float(gains[order[0]]), candidates[order[0]]

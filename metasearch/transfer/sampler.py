@@ -27,6 +27,8 @@ from metasearch.transfer.proposal import Computed, propose, spread_out
 from metasearch.transfer.results import Results
 from metasearch.transfer.warp import Warp
 
+PORTFOLIO = 8
+"""Trials that are chosen among the configurations which several prior studies have tried, where there are many such."""
 STARTUP = 8
 """Configurations spread over the space before the first model, where there are no prior studies."""
 FAILURES = 3
@@ -125,6 +127,8 @@ class TransferSampler(BaseSampler):
             for m, (name, sign) in enumerate(zip(names, knowledge.signs, strict=True))
         ]
         constraints = knowledge.constraints(results)
+        if knowledge.portfolio and len(results.values) < PORTFOLIO:
+            return propose(results, warped, objectives, constraints, knowledge.portfolio, self._rng, only_starts=True)
         return propose(results, warped, objectives, constraints, knowledge.starts, self._rng)
 
     def _unseen(self, trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
