@@ -35,12 +35,13 @@ class Saved:
     """What a search had after so many trials, and the trials that each search without priors needed for as much.
 
     trials: finished ones. volume: of the box of all values seen, 0 to 1. cold: None where one never got there, within
-    the trials that it had.
+    its `limit` of trials.
     """
 
     trials: int
     volume: float
     cold: tuple[int | None, ...]
+    limit: int
 
     @property
     def median(self) -> float | None:
@@ -63,7 +64,7 @@ def trials_saved(
     if not np.isfinite(own).any():
         return ()
     if against is None:
-        return _simulated(trials, knowledge, np.isfinite(own).all(1))
+        return _simulated(trials, knowledge, np.asarray(np.isfinite(own).all(1)))
     cold = _values(against, knowledge.signs)
     both = np.vstack([own, cold])
     warps = [choose_warp([column[np.isfinite(column)]]) for column in both.T]
@@ -78,8 +79,9 @@ def saved_by(own: Array, cold: Sequence[Array], measure: Hypervolume) -> tuple[S
     """
     mine, theirs = _volumes(own, measure), [_volumes(values, measure) for values in cold]
     counts = [2**power for power in range(len(own).bit_length())]
+    limit = max(map(len, cold))
     return tuple(
-        Saved(n, float(mine[n - 1]), tuple(_first(volumes, mine[n - 1]) for volumes in theirs))
+        Saved(n, float(mine[n - 1]), tuple(_first(volumes, mine[n - 1]) for volumes in theirs), limit)
         for n in dict.fromkeys([*counts, len(own)])
     )
 

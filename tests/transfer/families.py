@@ -43,7 +43,7 @@ def drawn(count: int, seed: int) -> list[dict[str, Any]]:
 
 def random_study(values: Values, *, count: int = 60, seed: int = 0, name: str = "new") -> Study:
     """Return a study of random configurations."""
-    study = optuna.create_study(directions=list(DIRECTIONS.values()), study_name=name)
+    study = optuna.create_study(directions=["maximize", "minimize"], study_name=name)
     study.set_metric_names(list(DIRECTIONS))
     for params in drawn(count, seed):
         study.add_trial(create_trial(params=params, distributions=SPACE, values=values(params)))

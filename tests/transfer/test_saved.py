@@ -33,13 +33,14 @@ def test_of_one_objective_it_is_the_first_trial_that_is_as_good() -> None:
     cold = np.array([[0.9], [0.7], [np.nan], [0.4], [0.45], [0.2]])
     found = saved_by(own, [cold, own], UNIT)
     assert [(s.trials, s.cold) for s in found] == [(1, (2, 1)), (2, (4, 2)), (4, (None, 4)), (5, (None, 4))]
+    assert {s.limit for s in found} == {6}
     assert [s.volume for s in found] == pytest.approx([0.2, 0.5, 0.9, 0.9])
 
 
 def test_the_median_counts_a_search_that_never_got_there_as_longest() -> None:
-    assert Saved(4, 0.5, (None, 3, 5)).median == 5
-    assert Saved(4, 0.5, (None, 3, None)).median is None
-    assert Saved(4, 0.5, (2, 3)).median == 2.5
+    assert Saved(4, 0.5, (None, 3, 5), 9).median == 5
+    assert Saved(4, 0.5, (None, 3, None), 9).median is None
+    assert Saved(4, 0.5, (2, 3), 9).median == 2.5
 
 
 def test_two_objectives_are_counted_by_the_area_they_dominate() -> None:
