@@ -34,8 +34,8 @@ PROPOSALS = 400
 class Saved:
     """What a search had after so many trials, and the trials that each search without priors needed for as much.
 
-    trials: finished ones. volume: of the box of all values seen, 0 to 1. cold: None where one never got there, within
-    its `limit` of trials.
+    trials: finished ones. volume: of the box of all values seen, 0 to 1. cold: None where one never
+    got there. limit: trials of the longest of these searches, which is where those that never got there ended.
     """
 
     trials: int
