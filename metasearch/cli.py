@@ -47,6 +47,7 @@ from metasearch.flags import (
     seconds,
 )
 from metasearch.prior_commands import priors_app
+from metasearch.transfer_command import transfer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,7 @@ spaces_app = typer.Typer(invoke_without_command=True, help="Search spaces.")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(priors_app, name="priors")
+app.command()(transfer)
 
 
 @app.command()

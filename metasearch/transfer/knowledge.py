@@ -124,13 +124,17 @@ class Knowledge:
         """What is known of each objective before the study; fitted when it is first asked for."""
         return tuple(self._objective(name, sign) for name, sign in zip(self.directions, self.signs, strict=True))
 
+    def studies(self, name: str) -> tuple[Prior, ...]:
+        """Return the prior studies that the pool of an objective is made of, in its order."""
+        return tuple(prior for prior in self.priors if name in prior.directions)[: MOST_POINTS // 10]
+
     def _objective(self, name: str, sign: float) -> Objective:
-        priors = [prior for prior in self.priors if name in prior.directions]
+        priors = self.studies(name)
         if not priors:
             return Objective()
         most = max(MOST_POINTS // len(priors), 10)
         studies = []
-        for prior in priors[: MOST_POINTS // most]:
+        for prior in priors:
             trials = prior.complete
             trials = tuple(trials[i] for i in np.linspace(0, len(trials) - 1, min(most, len(trials))).astype(int))
             values = sign * np.array([trial.metrics[name] for trial in trials])

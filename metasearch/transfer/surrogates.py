@@ -113,6 +113,11 @@ class Pool:
         """Return (Q,), the standardized values that the studies let expect on a new task."""
         return np.asarray(explained.T @ self._whitened)
 
+    def alone(self, study: int) -> Pool:
+        """Return the pool of one of the studies."""
+        own = self.study == study
+        return replace(self, x=self.x[own], y=self.y[own], study=self.study[own])
+
 
 @dataclass(frozen=True)
 class Prediction:

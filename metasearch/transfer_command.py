@@ -1,0 +1,41 @@
+"""`metasearch transfer`: what a study took from its prior studies, and what that saved. Loads neither torch nor ray."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from metasearch.flags import AsJson, StorageUrl, StudyName
+
+
+def transfer(
+    study: StudyName,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="STUDY", help="Of the same task, searched without priors. Default: simulated searches."),
+    ] = None,
+    as_json: AsJson = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Show what a study took from its prior studies: which were right, which regions are shared, and trials saved.
+
+    Example: metasearch transfer STUDY --against COLD_STUDY
+    """
+    from rich.console import Console
+
+    from metasearch.report.transferred import print_transferred, transferred
+    from metasearch.search.store import open_storage, storage_url
+
+    messages = Console(stderr=True, highlight=False)
+    found = transferred(
+        open_storage(storage_url(storage)),
+        study,
+        against=against,
+        tell=lambda line: messages.print(line, markup=False, soft_wrap=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(found.record()))
+    else:
+        print_transferred(found)
