@@ -63,28 +63,35 @@ def loss_of_fit(monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any) -> C
 def test_slopes_of_the_loss_are_its_finite_differences(monkeypatch: pytest.MonkeyPatch, studies: int | None) -> None:
     rng = np.random.default_rng(0)
     x, y = points(12), rng.standard_normal(12)
+    x[6:9] = x[:3]  # tried again, by the same study or another
+    x[10] = x[3]
     study = None if studies is None else np.arange(12) % studies
     loss = loss_of_fit(monkeypatch, x, y, PARAMETER, BELIEFS, study=study)
     for _ in range(3):
         theta = np.array([*rng.uniform(-1.5, 1, 3), *rng.uniform(-1, 1, 1), *rng.uniform(-4, 0, 1)])
-        theta = theta if study is None else np.append(theta, rng.uniform(-2, 2))
+        theta = theta if study is None else np.append(theta, rng.uniform(-2, 2, 2))
         numeric = approx_fprime(theta, lambda at: loss(at)[0], 1e-6)
         assert np.allclose(loss(theta)[1], numeric, rtol=1e-3, atol=1e-3)
 
 
 def test_loss_is_the_negative_log_density_of_values_and_hyperparameters(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, study = points(9), np.random.default_rng(1).standard_normal(9), np.arange(9) % 2
+    x[5] = x[2]
+    again = np.zeros((9, 9))
+    again[2, 5] = again[5, 2] = 1
     loss = loss_of_fit(monkeypatch, x, y, PARAMETER, BELIEFS, study=study)
-    means = np.array([*[BELIEFS.log_scale] * 3, BELIEFS.log_variance, BELIEFS.log_noise, 1.0])
-    spreads = np.array([*[BELIEFS.scale_spread] * 3, BELIEFS.variance_spread, BELIEFS.noise_spread, 1.5])
+    means = np.array([*[BELIEFS.log_scale] * 3, BELIEFS.log_variance, BELIEFS.log_noise, 1.0, 0.0])
+    spreads = np.array([*[BELIEFS.scale_spread] * 3, BELIEFS.variance_spread, BELIEFS.noise_spread, 1.5, 1.5])
 
     def density(theta: Array) -> float:
         share = 1 / (1 + np.exp(-theta[5]))
         mixing = np.where(study[:, None] == study[None], 1, share)
-        covariance = np.exp(theta[3]) * mixing * kernel(x, x, theta[:3]) + np.exp(theta[4]) * np.eye(9)
+        kept = 1 / (1 + np.exp(-theta[6]))
+        noise = np.exp(theta[4]) * (np.eye(9) + kept * again)
+        covariance = np.exp(theta[3]) * mixing * kernel(x, x, theta[:3]) + noise
         return float(multivariate_normal.logpdf(y, cov=covariance) + norm.logpdf(theta, means, spreads).sum())
 
-    first, second = np.array([-1, 0.5, 0, 0.3, -2, 1.0]), np.array([0.2, -0.5, -1, -0.3, -3, -1.0])
+    first, second = np.array([-1, 0.5, 0, 0.3, -2, 1.0, 0.5]), np.array([0.2, -0.5, -1, -0.3, -3, -1.0, -0.5])
     assert loss(first)[0] - loss(second)[0] == pytest.approx(density(second) - density(first), rel=1e-5)
 
 
