@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,19 +130,43 @@ def open_storage(url: str, *, create: bool = False) -> RDBStorage:
         options = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
         if sqlite:
             _prepare_sqlite(parsed.database, create=create)
-        storage = RDBStorage(url, engine_kwargs=options)
+        storage = _with_tables(url, options)
         if sqlite:
             event.listen(storage.engine, "connect", _set_pragmas)
             storage.engine.dispose()
         return storage
 
 
+def _with_tables(url: str, options: dict[str, Any], *, tries: int = 5) -> RDBStorage:
+    """Return the storage, its tables made if it has none, which another process may be about to do as well."""
+    for _ in range(tries - 1):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (
+            sqlalchemy.exc.OperationalError,
+            sqlalchemy.exc.IntegrityError,
+            sqlalchemy.exc.ProgrammingError,
+        ) as error:
+            if not re.search("already exists|UNIQUE|duplicate key", str(error)):
+                raise
+            time.sleep(0.2)
+    return RDBStorage(url, engine_kwargs=options)
+
+
 def _prepare_sqlite(database: str | None, *, create: bool) -> None:
     """Switch the file to write-ahead logging, once; it is a property of the file."""
     if create and database and database != ":memory:":
         connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)
+        start = time.monotonic()
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            while True:
+                try:
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    return
+                except sqlite3.OperationalError:  # at once, without waiting, where another process switches it too
+                    if time.monotonic() - start > 2:
+                        raise
+                    time.sleep(0.05)
         finally:
             connection.close()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import optuna
 import pytest
@@ -259,3 +261,15 @@ def test_finished_are_complete_and_pruned_trials_and_failures_of_their_own() -> 
     assert not is_finished(trial(TrialState.FAIL, "lost"))
     assert not is_finished(trial(TrialState.RUNNING))
     assert not is_finished(trial(TrialState.WAITING))
+
+
+def test_many_may_make_the_storage_at_the_same_time(tmp_path: Path) -> None:
+    for attempt in range(5):
+        url, together = f"sqlite:///{tmp_path / f'{attempt}.db'}", Barrier(6)
+
+        def open_at_once(_: int, url: str = url, together: Barrier = together) -> list[str]:
+            together.wait()
+            return study_names(open_storage(url, create=True))
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(open_at_once, range(6))) == [[]] * 6
