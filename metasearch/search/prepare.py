@@ -75,6 +75,8 @@ def prepare_study(
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
+    artefacts = options.artefacts or str(home_folder() / "artefacts")
+    check_writable(Path(artefacts))
     warm_start = _warm_start(storage, options, space, objectives, tell)
     name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
     description = StudyDescription(
@@ -89,7 +91,7 @@ def prepare_study(
         sampler=options.sampler,
         teacher=teacher.plain(),
         device=resolve_device(options.device),
-        artefacts=options.artefacts or str(home_folder() / "artefacts"),
+        artefacts=artefacts,
         early_stopping=options.early_stopping,
         versions={name: version(name) for name in ("metasearch", "torch", "optuna", "ray")}
         | {"python": platform.python_version()},
@@ -98,7 +100,6 @@ def prepare_study(
         timeout_s=options.timeout_s,
         warm_start=warm_start,
     )
-    check_writable(Path(description.artefacts))
     if create:
         with storage_errors(str(storage.url)):
             study = create_study(storage, name, description)
