@@ -17,10 +17,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-# Whatever log_to_driver says, Ray prints to our stdout that a worker died; the ledger records it. "." skips every line.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-
 import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
