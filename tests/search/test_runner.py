@@ -239,7 +239,8 @@ def test_a_full_disk_stops_the_search_and_fails_no_configuration(study: Study) -
     assert set(finished) <= {0, 1}
     kept = {trial.number: trial.params for trial in study.trials}
     books = ledger(study, 8)
-    assert books.failures == {"lost": MOST_LOST}
+    assert set(books.failures) == {"lost"}
+    assert books.failures["lost"] >= MOST_LOST  # more where a good trial ended between two lost ones
     drive(books, evaluation(nothing), prepared, resources=TWO, stop=StopFlag())
     assert_done(study, 8)
     assert all(study.trials[number].params == params for number, params in kept.items())
