@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.command_line import Outcome, Run
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +18,22 @@ def metasearch_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("METASEARCH_HOME", str(home))
     monkeypatch.delenv("METASEARCH_DATA", raising=False)
     return home
+
+
+@pytest.fixture
+def metasearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the program in this process; return exit code, stdout and stderr."""
+
+    from metasearch import cli
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["metasearch", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture

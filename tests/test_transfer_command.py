@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +12,14 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from metasearch import cli
 from metasearch.search.space import load_space
 from metasearch.search.store import FAILURE, LOST, create_study, load_study, open_storage
 from metasearch.transfer import saved
 from metasearch.transfer.encoding import Axis
+from tests.command_line import Run
 from tests.fakes import describe
 
-Outcome = tuple[int, str, str]
-Run = Callable[..., Outcome]
 DISTRIBUTIONS = load_space("quick").distributions()
-
-
-@pytest.fixture
-def metasearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the program in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["metasearch", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def random_study(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from metasearch.errors import InputError
 from metasearch.parameters import Value, section_path
+from metasearch.transfer.encoding import value_at
 
 Condition = tuple[str, tuple[Value, ...]]
 """A path, and the values of it under which a setting is active."""
@@ -69,20 +69,7 @@ class Setting:
 
         A uniform share makes a uniform value: this is the inverse of the distribution function.
         """
-        domain = self.domain
-        if isinstance(domain, FloatDistribution) and domain.log:
-            drawn = math.exp(math.log(domain.low) + share * (math.log(domain.high) - math.log(domain.low)))
-            return min(max(drawn, domain.low), domain.high)
-        if isinstance(domain, FloatDistribution) and domain.step is None:
-            return domain.low + share * (domain.high - domain.low)
-        if isinstance(domain, IntDistribution) and domain.log:
-            low, high = math.log(domain.low - 0.5), math.log(domain.high + 0.5)
-            return min(max(round(math.exp(low + share * (high - low))), domain.low), domain.high)
-        if isinstance(domain, (FloatDistribution, IntDistribution)):
-            step = cast(float, domain.step)
-            steps = round((domain.high - domain.low) / step)
-            return min(domain.low + step * int(share * (steps + 1)), domain.high)
-        return self.choices[int(share * len(self.choices))]
+        return cast(Value, value_at(self.domain, share) if isinstance(self.domain, BaseDistribution) else self.domain)
 
     def check(self, value: Value, place: str) -> None:
         """Raise InputError unless `value`, already of the right type, is one that this setting may have."""

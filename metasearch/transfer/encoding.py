@@ -25,6 +25,25 @@ FEW = 16
 """Values that a whole number may have to be one that others depend on, as widths do on a number of layers."""
 
 
+def value_at(distribution: BaseDistribution, share: float) -> Any:
+    """Return the value below which `share` in [0, 1) of a distribution lies (of its logarithm, where that is uniform).
+
+    A uniform share makes a uniform value: this is the inverse of the distribution function.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[int(share * len(distribution.choices))]
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if isinstance(distribution, IntDistribution) and distribution.log:
+        start, end = math.log(low - 0.5), math.log(high + 0.5)
+        return min(max(round(math.exp(start + share * (end - start))), low), high)
+    if distribution.log:
+        return min(max(math.exp(math.log(low) + share * (math.log(high) - math.log(low))), low), high)
+    if step is None:
+        return low + share * (high - low)
+    return min(low + step * int(share * (round((high - low) / step) + 1)), high)
+
+
 @dataclass(frozen=True)
 class Axis:
     """One parameter's part of the cube."""
@@ -77,24 +96,7 @@ class Axis:
 
     def draw(self, rng: np.random.Generator) -> Any:
         """Return a random value of the distribution."""
-        if self.choices is not None:
-            return self.choices[int(rng.integers(len(self.choices)))]
-        return self.at(float(rng.random()))
-
-    def at(self, share: float) -> Any:
-        """Return the value at a share in [0, 1] of a range; equal parts of it for each of a few values."""
-        domain = self.distribution
-        assert isinstance(domain, (FloatDistribution, IntDistribution))
-        if domain.step is not None and not domain.log:
-            steps = round((domain.high - domain.low) / domain.step)
-            value = domain.low + domain.step * min(int(share * (steps + 1)), steps)
-            return min(value, domain.high)
-        low, high = self._ends
-        if isinstance(domain, IntDistribution):
-            drawn = math.exp(math.log(domain.low - 0.5) + share * math.log((domain.high + 0.5) / (domain.low - 0.5)))
-            return min(max(round(drawn), domain.low), domain.high)
-        value = low + share * (high - low)
-        return float(min(max(math.exp(value) if domain.log else value, domain.low), domain.high))
+        return value_at(self.distribution, float(rng.random()))
 
     def near(self, value: Any, spread: float, rng: np.random.Generator) -> Any:
         """Return another value than `value`, near it where values have an order. spread: of the range, a deviation."""

@@ -228,8 +228,9 @@ def test_what_conditions_of_the_new_space_rule_out_is_taken_out(tmp_path: Path) 
     space = load_space("distill_compress")
     storage = finished_study(f"sqlite:///{tmp_path / 's.db'}", "s", tmp_path)
     (mapped,) = choose_priors(storage, "auto", space, OBJECTIVES)
+    assert mapped.prior.trials
     for trial in mapped.prior.trials:
-        space.check_parameters(trial.params, "trial")
+        space.check_parameters(trial.params, "trial")  # raises for a parameter that is not active
 
 
 # The package's own

@@ -13,7 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from metasearch.transfer.encoding import Axis, Conditions, Encoding
+from metasearch.transfer.encoding import Axis, Conditions, Encoding, value_at
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -90,7 +90,7 @@ def test_different_values_of_a_finite_parameter_are_different_points(distributio
 def test_the_value_at_a_share_is_encoded_as_that_share(distribution: FloatDistribution, share: float) -> None:
     axis = Axis("a", distribution)
     # ranges may be narrow far from 0 (1e-3 beside 1e3): a share keeps about ten digits of them
-    assert axis.encode(axis.at(share))[0] == pytest.approx(share, abs=1e-7)
+    assert axis.encode(value_at(axis.distribution, share))[0] == pytest.approx(share, abs=1e-7)
 
 
 @pytest.mark.parametrize(
