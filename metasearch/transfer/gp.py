@@ -8,6 +8,7 @@ Williams (2006), chapters 2, 4 and 5.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,63 +96,81 @@ def fit(
     study: (N,), the study of each point. Values of different studies correlate by the share `shared` of what values of
     one study do, those of one configuration by the share `kept` of the noise, too; without it there is one study.
     """
-    parts = squared_differences(x, x, parameter)
-    count = len(parts)
-    same = None if study is None else (study[:, None] == study[None]).astype(float)
-    again = (parts.sum(0) == 0) - np.eye(len(y))  # the same configuration on another study
-    means = np.array([*[beliefs.log_scale] * count, beliefs.log_variance, beliefs.log_noise, 1.0, 0.0])
-    spreads = np.array(
-        [
-            *[beliefs.scale_spread] * count,
-            beliefs.variance_spread,
-            beliefs.noise_spread,
-            beliefs.shared_spread,
-            beliefs.kept_spread,
-        ]
-    )
-    used = count + (2 if same is None else 4)
-    means, spreads = means[:used], spreads[:used]
+    same = None if study is None else study[:, None] == study[None]
+    posterior = _Posterior(squared_differences(x, x, parameter), y, beliefs, same)
+    first, count = posterior.means.copy(), posterior.count
+    if start is not None:
+        first[:count] = start.log_scales
+        first[count : count + 2] = np.log(start.variance), np.log(start.noise)
+    bounds = [(-3.0, 5.0)] * count + [(-6.0, 4.0), (-12.0, 1.0), (-6.0, 6.0), (-6.0, 6.0)]
+    found = minimize(
+        posterior, first, jac=True, method="L-BFGS-B", bounds=bounds[: len(first)], options={"maxiter": steps}
+    ).x
+    share, kept = (0.0, 0.0) if same is None else (_logistic(found[count + 2]), _logistic(found[count + 3]))
+    return Hyperparameters(found[:count], float(np.exp(found[count])), float(np.exp(found[count + 1])), share, kept)
 
-    def loss(theta: Array) -> tuple[float, Array]:
-        kernel, slope = _with_slopes(parts, theta[:count])
+
+@dataclass(frozen=True)
+class _Posterior:
+    """The density of hyperparameters given values, up to a constant.
+
+    Its argument theta: (P + 2,), the logarithms of length scales, variance and noise; with several studies (P + 4,),
+    the logits of `shared` and `kept`, too. parts: (P, N, N). same: (N, N), which points are of one study.
+    """
+
+    parts: Array
+    y: Array
+    beliefs: Beliefs
+    same: NDArray[np.bool_] | None
+
+    @property
+    def count(self) -> int:
+        return len(self.parts)
+
+    @cached_property
+    def again(self) -> Array:
+        """(N, N), 1 where two points are one configuration."""
+        return np.asarray((self.parts.sum(0) == 0) - np.eye(len(self.y)))
+
+    @cached_property
+    def means(self) -> Array:
+        b = self.beliefs
+        means = np.array([*[b.log_scale] * self.count, b.log_variance, b.log_noise, 1.0, 0.0])
+        return means if self.same is not None else means[:-2]
+
+    @cached_property
+    def spreads(self) -> Array:
+        b = self.beliefs
+        one = [*[b.scale_spread] * self.count, b.variance_spread, b.noise_spread]
+        return np.array(one if self.same is None else [*one, b.shared_spread, b.kept_spread])
+
+    def __call__(self, theta: Array) -> tuple[float, Array]:
+        """Return the negative logarithm and its slopes."""
+        count = self.count
+        kernel, slope = _with_slopes(self.parts, theta[:count])
         variance, noise = np.exp(theta[count]), np.exp(theta[count + 1])
-        if same is None:
-            mixing: Array | float = variance
-        else:
-            share = _logistic(theta[count + 2])
-            mixing = variance * (share + (1 - share) * same)
+        share, kept = (1.0, 0.0) if self.same is None else (_logistic(theta[count + 2]), _logistic(theta[count + 3]))
+        mixing = variance if self.same is None else variance * np.where(self.same, 1.0, share)
         signal = mixing * kernel
-        kept = 0.0 if same is None else _logistic(theta[count + 3])
-        covariance = signal + kept * noise * again
+        covariance = signal + kept * noise * self.again
         covariance[np.diag_indices_from(covariance)] += noise + JITTER
         try:
             root = cholesky(covariance, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
             return 1e10, np.zeros_like(theta)
-        weights = cho_solve((root, True), y, check_finite=False)
-        inverse = cho_solve((root, True), np.eye(len(y)), check_finite=False)
-        outer = inverse - np.outer(weights, weights)
+        weights = cho_solve((root, True), self.y, check_finite=False)
+        outer = cho_solve((root, True), np.eye(len(self.y)), check_finite=False) - np.outer(weights, weights)
+        of_again = 0.5 * (outer * self.again).sum() * noise
         grad = np.empty_like(theta)
-        weighted = outer * mixing * slope
-        grad[:count] = 0.5 * np.einsum("nm,pnm->p", weighted, parts) * np.exp(-2 * theta[:count])
+        grad[:count] = 0.5 * np.einsum("nm,pnm->p", outer * mixing * slope, self.parts) * np.exp(-2 * theta[:count])
         grad[count] = 0.5 * (outer * signal).sum()
-        of_again = 0.5 * (outer * again).sum() * noise
         grad[count + 1] = 0.5 * np.trace(outer) * noise + kept * of_again
-        if same is not None:
+        if self.same is not None:
+            grad[count + 2] = 0.5 * (outer * kernel * ~self.same).sum() * variance * share * (1 - share)
             grad[count + 3] = of_again * kept * (1 - kept)
-            grad[count + 2] = 0.5 * (outer * kernel * (1 - same)).sum() * variance * share * (1 - share)
-        value = 0.5 * y @ weights + np.log(np.diag(root)).sum()
-        off = (theta - means) / spreads
-        return float(value + 0.5 * off @ off), grad + off / spreads
-
-    first = means.copy()
-    if start is not None:
-        first[:count] = start.log_scales
-        first[count : count + 2] = np.log(start.variance), np.log(start.noise)
-    bounds = [(-3.0, 5.0)] * count + [(-6.0, 4.0), (-12.0, 1.0), (-6.0, 6.0), (-6.0, 6.0)]
-    found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds[:used], options={"maxiter": steps}).x
-    share, kept = (0.0, 0.0) if same is None else (_logistic(found[count + 2]), _logistic(found[count + 3]))
-    return Hyperparameters(found[:count], float(np.exp(found[count])), float(np.exp(found[count + 1])), share, kept)
+        value = 0.5 * self.y @ weights + np.log(np.diag(root)).sum()
+        off = (theta - self.means) / self.spreads
+        return float(value + 0.5 * off @ off), grad + off / self.spreads
 
 
 def _logistic(value: float) -> float:
