@@ -222,7 +222,7 @@ def _words(text: str, known: Collection[str]) -> list[str]:
 
 def _mapped(prior: Prior, space: Space, objectives: Sequence[str]) -> MappedPrior:
     directions = {name: METRICS[name] for name in objectives}
-    return map_prior(prior, space.distributions(), directions, active=_conditions(space))
+    return map_prior(prior, space.distributions(), directions, active=_conditions(space), fixed=space.fixed)
 
 
 def _conditions(space: Space) -> Active:

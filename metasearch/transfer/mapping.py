@@ -14,7 +14,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from metasearch.transfer.prior import Prior, PriorTrial
+from metasearch.transfer.prior import NOTHING, Prior, PriorTrial
 
 Active = Callable[[Mapping[str, Any]], AbstractSet[str]]
 """From the parameters of a trial to the names of those that the conditions of a space permit."""
@@ -27,8 +27,8 @@ class MappedPrior:
     prior: the mapped one, whose directions are those of the shared objectives; the old one where it is refused. kept:
     parameters that both searched. dropped: those that the new space does not search. filled: those that only the new
     space searches, with the value that the old one fixed. absent: those of which the old one says nothing. clipped:
-    parameter -> values that moved. left_out: trials with a choice that is no more. refused: why the prior cannot be
-    used, "" where it can.
+    parameter -> values that moved. left_out: trials with a choice that the space does not have. refused: why the prior
+    cannot be used, "" where it can.
     """
 
     prior: Prior
@@ -56,7 +56,8 @@ class MappedPrior:
             f"{self.prior.name}: {trials} trials for {', '.join(self.prior.directions)}; parameters {', '.join(parts)}"
         )
         text += f"; {values} values clipped{_listed(f'{n} {k}' for n, k in self.clipped.items())}" if values else ""
-        return text + (f"; {self.left_out} trials left out, of choices that are no more" if self.left_out else "")
+        left_out = f"; {self.left_out} trials left out, of choices that the space does not have"
+        return text + (left_out if self.left_out else "")
 
 
 def map_prior(
@@ -65,11 +66,13 @@ def map_prior(
     objectives: Mapping[str, str],
     *,
     active: Active | None = None,
+    fixed: Mapping[str, Any] = NOTHING,
 ) -> MappedPrior:
     """Return the prior on other distributions, for other objectives (name -> minimize or maximize).
 
     An objective is shared where every complete trial measured it, whether the old study improved it or not. active:
-    what it does not name is taken out of a trial; by default all stays.
+    what it does not name is taken out of a trial; by default all stays. fixed: what the new space does not search; a
+    trial with another choice than the fixed one (a family, an optimizer; not a number) is left out.
     """
     complete = prior.complete
     shared = {name: d for name, d in objectives.items() if all(name in trial.metrics for trial in complete)}
@@ -87,15 +90,15 @@ def map_prior(
         return replace(mapped, refused=f"it measured none of {', '.join(objectives)}")
     trials, clipped = [], Counter[str]()
     for trial in prior.trials:
-        found = _mapped_params(trial, distributions, filled)
+        found = None if _contradicts(trial, fixed) else _mapped_params(trial, distributions, filled)
         if found is not None:
             names = found.keys() if active is None else found.keys() & active(found)
             trials.append(replace(trial, params={name: value for name, value in found.items() if name in names}))
             clipped.update(name for name in names & trial.params.keys() if _moved(trial.params[name], found[name]))
     if not any(trial.state == "complete" for trial in trials):
-        return replace(mapped, refused="every complete trial has a choice that is no more")
-    fixed = {name: value for name, value in prior.fixed.items() if name not in distributions}
-    new = replace(prior, directions=shared, distributions=dict(distributions), trials=tuple(trials), fixed=fixed)
+        return replace(mapped, refused="every complete trial has a choice that the space does not have")
+    still = {name: value for name, value in prior.fixed.items() if name not in distributions}
+    new = replace(prior, directions=shared, distributions=dict(distributions), trials=tuple(trials), fixed=still)
     ordered = {name: clipped[name] for name in kept if clipped[name]}
     return replace(mapped, prior=new, clipped=ordered, left_out=len(prior.trials) - len(trials))
 
@@ -127,6 +130,10 @@ def _filled(prior: Prior, distributions: Mapping[str, BaseDistribution]) -> dict
             except ValueError:  # a choice that is no more: as if it were not known
                 continue
     return filled
+
+
+def _contradicts(trial: PriorTrial, fixed: Mapping[str, Any]) -> bool:
+    return any(name in fixed and not _is_number(value) and value != fixed[name] for name, value in trial.params.items())
 
 
 def _mapped_params(

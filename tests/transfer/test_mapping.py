@@ -171,6 +171,17 @@ def test_what_the_conditions_of_the_new_space_rule_out_is_taken_out_of_a_trial()
     assert mapped.clipped == {"w": 1}
 
 
+def test_trials_with_another_choice_than_the_one_that_the_new_space_fixes_are_left_out() -> None:
+    old = {"a": UNIT, "family": CategoricalDistribution(("convnet", "mlp")), "epochs": FloatDistribution(1, 9)}
+    trials = ({"a": 0.1, "family": "mlp", "epochs": 3.0}, {"a": 0.2, "family": "convnet", "epochs": 3.0})
+    prior = prior_of_values(old, *trials)
+    mapped = map_prior(prior, {"a": UNIT}, ACCURACY, fixed={"family": "convnet", "epochs": 5.0, "elsewhere": "x"})
+    assert [trial.params for trial in mapped.prior.trials] == [{"a": 0.2}]
+    assert mapped.left_out == 1
+    refused = map_prior(prior, {"a": UNIT}, ACCURACY, fixed={"family": "resnet"})
+    assert refused.refused == "every complete trial has a choice that the space does not have"
+
+
 def test_a_metric_serves_as_an_objective_though_the_old_study_did_not_improve_it() -> None:
     mapped = map_prior(prior_of_values({"a": UNIT}, {"a": 0.5}), {"a": UNIT}, {"macs": "minimize", "ece": "minimize"})
     assert mapped.prior.directions == {"macs": "minimize"}
@@ -213,5 +224,5 @@ def test_the_summary_counts_everything_in_one_line() -> None:
     new = {"a": UNIT, "o": CategoricalDistribution(("x", "z")), "m": UNIT, "n": UNIT}
     assert map_prior(prior, new, ACCURACY | {"macs": "minimize"}).summary() == (
         "old: 1 trials for val_accuracy, macs; parameters 2 kept, 1 dropped (b), 1 filled (m=0.9), "
-        "1 unknown there (n); 1 values clipped (a 1); 1 trials left out, of choices that are no more"
+        "1 unknown there (n); 1 values clipped (a 1); 1 trials left out, of choices that the space does not have"
     )
