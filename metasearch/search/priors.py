@@ -38,7 +38,7 @@ from metasearch.search.store import (
     study_names,
 )
 from metasearch.spelling import hint
-from metasearch.transfer.mapping import Active, MappedPrior, map_prior
+from metasearch.transfer.mapping import Active, MappedPrior, map_prior, summaries
 from metasearch.transfer.prior import Prior, prior_of
 from metasearch.transfer.priors_file import read_priors
 
@@ -158,7 +158,7 @@ def choose_priors(
 ) -> list[MappedPrior]:
     """Return the priors to start from, mapped to a space and the metrics that a search improves.
 
-    exclude_task: a task's text or fingerprint, whose priors `auto` leaves out. tell: hears a line for each prior, those
+    exclude_task: a task's text or fingerprint, whose priors `auto` leaves out. tell: hears what was mapped, of those
     that `auto` finds of no use too. Raises InputError for a named prior that is of no use, NotFoundError for one that
     is not there.
     """
@@ -171,17 +171,12 @@ def choose_priors(
         found = [prior for prior in found if not exclude_task or exclude_task not in (prior.task, prior.fingerprint)]
     else:
         found = [known.prior for known in find_priors(storage, asked.names)]
-    chosen = []
-    for prior in found:
-        if prior.name in asked.without:
-            continue
-        mapped = _mapped(prior, space, objectives)
-        tell(f"prior {mapped.summary()}")
-        if not mapped.refused:
-            chosen.append(mapped)
-        elif not asked.every:
-            raise InputError("--warm-start", f"prior {prior.name} cannot be used: {mapped.refused}")
-    return chosen
+    mapped = [_mapped(prior, space, objectives) for prior in found if prior.name not in asked.without]
+    for line in summaries(mapped):
+        tell(line)
+    for refused in (each for each in mapped if each.refused and not asked.every):
+        raise InputError("--warm-start", f"prior {refused.prior.name} cannot be used: {refused.refused}")
+    return [each for each in mapped if not each.refused]
 
 
 def load_warm_start(
@@ -196,17 +191,13 @@ def load_warm_start(
     tell: hears a line for each that is no more, or of no use any more; the search goes on without it.
     """
     known = known_priors(storage, description.warm_start) if description.warm_start else {}
-    chosen = []
     for name in description.warm_start:
         if name not in known:
             tell(f"prior {name}: is no more in this storage; the search goes on without it")
-            continue
-        mapped = _mapped(known[name].prior, space, description.objectives)
-        if mapped.refused:
-            tell(f"prior {mapped.summary()}")
-        else:
-            chosen.append(mapped.prior)
-    return chosen
+    mapped = [_mapped(known[n].prior, space, description.objectives) for n in description.warm_start if n in known]
+    for line in summaries(each for each in mapped if each.refused):
+        tell(line)
+    return [each.prior for each in mapped if not each.refused]
 
 
 def _words(text: str, known: Collection[str]) -> list[str]:

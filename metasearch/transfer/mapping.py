@@ -40,10 +40,11 @@ class MappedPrior:
     left_out: int = 0
     refused: str = ""
 
-    def summary(self) -> str:
-        """Return what was mapped, in one line."""
+    @property
+    def outcome(self) -> str:
+        """What was mapped, but for the prior's name and its number of trials."""
         if self.refused:
-            return f"{self.prior.name}: not used: {self.refused}"
+            return f"not used: {self.refused}"
         counts = [
             ("kept", len(self.kept), ()),
             ("dropped", len(self.dropped), self.dropped),
@@ -51,13 +52,25 @@ class MappedPrior:
             ("unknown there", len(self.absent), self.absent),
         ]
         parts = [f"{count} {what}{_listed(names)}" for what, count, names in counts if count]
-        values, trials = sum(self.clipped.values()), len(self.prior.trials)
-        text = (
-            f"{self.prior.name}: {trials} trials for {', '.join(self.prior.directions)}; parameters {', '.join(parts)}"
-        )
+        values = sum(self.clipped.values())
+        text = f"for {', '.join(self.prior.directions)}; parameters {', '.join(parts)}"
         text += f"; {values} values clipped{_listed(f'{n} {k}' for n, k in self.clipped.items())}" if values else ""
         left_out = f"; {self.left_out} trials left out, of choices that the space does not have"
         return text + (left_out if self.left_out else "")
+
+
+def summaries(priors: Iterable[MappedPrior]) -> list[str]:
+    """Return what was mapped, a line for all priors that only their names and numbers of trials tell apart."""
+    alike: dict[str, list[MappedPrior]] = {}
+    for mapped in priors:
+        alike.setdefault(mapped.outcome, []).append(mapped)
+    lines = []
+    for outcome, group in alike.items():
+        names = f"prior{'s' * (len(group) > 1)} {', '.join(mapped.prior.name for mapped in group)}"
+        counts = sorted({len(mapped.prior.trials) for mapped in group})
+        trials = " to ".join(map(str, counts[:: max(1, len(counts) - 1)])) + " trials " + "each " * (len(group) > 1)
+        lines.append(f"{names}: {'' if group[0].refused else trials}{outcome}")
+    return lines
 
 
 def map_prior(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from metasearch.transfer.mapping import map_prior, nearest
+from metasearch.transfer.mapping import MappedPrior, map_prior, nearest, summaries
 from metasearch.transfer.prior import Prior, PriorTrial
 
 ACCURACY = {"val_accuracy": "maximize"}
@@ -215,14 +216,37 @@ def test_stopped_and_failed_trials_come_along_with_their_curves() -> None:
 def test_a_prior_that_cannot_be_used_says_why(prior: Prior, reason: str) -> None:
     mapped = map_prior(prior, {"a": UNIT}, ACCURACY)
     assert mapped.refused.startswith(reason)
-    assert mapped.summary().startswith(f"old: not used: {reason}")
+    (line,) = summaries([mapped])
+    assert line.startswith(f"prior old: not used: {reason}")
 
 
 def test_the_summary_counts_everything_in_one_line() -> None:
     old = {"a": FloatDistribution(0, 9), "b": UNIT, "o": CategoricalDistribution(("x", "y"))}
     prior = prior_of_values(old, {"a": 5.0, "b": 0.1, "o": "x"}, {"a": 0.5, "b": 0.1, "o": "y"}, fixed={"m": 0.9})
     new = {"a": UNIT, "o": CategoricalDistribution(("x", "z")), "m": UNIT, "n": UNIT}
-    assert map_prior(prior, new, ACCURACY | {"macs": "minimize"}).summary() == (
-        "old: 1 trials for val_accuracy, macs; parameters 2 kept, 1 dropped (b), 1 filled (m=0.9), "
+    assert summaries([map_prior(prior, new, ACCURACY | {"macs": "minimize"})]) == [
+        "prior old: 1 trials for val_accuracy, macs; parameters 2 kept, 1 dropped (b), 1 filled (m=0.9), "
         "1 unknown there (n); 1 values clipped (a 1); 1 trials left out, of choices that the space does not have"
-    )
+    ]
+
+
+def test_priors_that_only_names_and_numbers_of_trials_tell_apart_share_a_line() -> None:
+    def mapped(name: str, trials: int, parameter: str = "a") -> MappedPrior:
+        prior = prior_of_values({parameter: UNIT}, *({parameter: i / 9} for i in range(trials)))
+        return map_prior(replace(prior, name=name), {"a": UNIT, "b": UNIT}, ACCURACY)
+
+    priors = [
+        mapped("p", 4),
+        mapped("q", 2, "b"),
+        mapped("r", 3),
+        mapped("s", 2, "x"),
+        mapped("t", 4),
+        mapped("u", 1, "y"),
+    ]
+    assert summaries(priors) == [
+        "priors p, r, t: 3 to 4 trials each for val_accuracy; parameters 1 kept, 1 unknown there (b)",
+        "prior q: 2 trials for val_accuracy; parameters 1 kept, 1 unknown there (a)",
+        "priors s, u: not used: it shares no parameter",
+    ]
+    assert summaries(priors[::4])[0].startswith("priors p, t: 4 trials each for val_accuracy")
+    assert summaries([]) == []
