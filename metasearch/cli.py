@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 the search failed; 2 usage; 3 not found; 4 nothing satisfi
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
     Address,
     AsJson,
-    Augment,
     DataRoot,
     Device,
     Download,
@@ -29,24 +27,21 @@ from metasearch.flags import (
     ImageSize,
     MaxTrain,
     Seed,
-    SkipCorrupt,
     StorageUrl,
     StudyName,
+    TaskFlags,
     TaskText,
-    TeacherFeatures,
-    TeacherLabelsOnly,
-    TeacherMean,
-    TeacherNormalisation,
-    TeacherTexts,
-    TeacherWeights,
+    TeacherFlags,
     Threads,
     Unlabelled,
     WarmStartText,
     Workers,
     read_configurations,
     seconds,
+    with_flags,
 )
 from metasearch.prior_commands import priors_app
+from metasearch.store_commands import delete, gc
 from metasearch.transfer_command import transfer
 
 if TYPE_CHECKING:
@@ -72,8 +67,9 @@ app.command()(transfer)
 
 
 @app.command()
+@with_flags
 def launch(
-    task: TaskText,
+    *,
     space: Annotated[str, typer.Option(help="A preset or a YAML file.")] = "distill_compress",
     name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
     trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32,
@@ -82,12 +78,7 @@ def launch(
     threads: Threads = 1,
     gpus_per_trial: GpusPerTrial = 0.0,
     device: Device = "auto",
-    teacher: TeacherTexts = None,
-    teacher_weights: TeacherWeights = None,
-    teacher_normalisation: TeacherNormalisation = "task",
-    teacher_mean: TeacherMean = "probabilities",
-    teacher_labels_only: TeacherLabelsOnly = False,
-    teacher_features: TeacherFeatures = None,
+    teacher: TeacherFlags,
     objective: Annotated[
         list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
     ] = None,
@@ -97,13 +88,7 @@ def launch(
     enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
     early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
-    data_root: DataRoot = None,
-    max_train: MaxTrain = None,
-    image_size: ImageSize = None,
-    download: Download = False,
-    skip_corrupt: SkipCorrupt = False,
-    augment: Augment = None,
-    unlabelled: Unlabelled = None,
+    task: TaskFlags,
     artefacts: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for weights. Default: in the home folder.")
     ] = None,
@@ -117,25 +102,13 @@ def launch(
     """
     from metasearch.search.space import load_space
     from metasearch.search.store import open_storage, storage_url
-    from metasearch.tasks import TaskSource
 
     url = storage_url(storage)
-    source = TaskSource(
-        text=task,
-        data_root=data_root,
-        max_train=max_train,
-        image_size=image_size,
-        seed=seed,
-        download=download,
-        skip_corrupt=skip_corrupt,
-        augment=augment,
-        unlabelled=unlabelled,
-    )
+    source = task.source(seed)
     timeout_s = None if timeout is None else seconds(timeout)
     loaded = load_space(space)
     store = open_storage(url, create=True)
     from metasearch.search.prepare import Options, prepare_study
-    from metasearch.teachers import teacher_from_flags
 
     options = Options(
         source=source,
@@ -146,14 +119,7 @@ def launch(
         constraints=tuple(constraint or ()),
         sampler=sampler,
         seed=seed,
-        teacher=teacher_from_flags(
-            teacher or (),
-            weights=teacher_weights or (),
-            normalisation=teacher_normalisation,
-            mean=teacher_mean,
-            labels_only=teacher_labels_only,
-            features=teacher_features,
-        ),
+        teacher=teacher.source(),
         device=device,
         early_stopping=early_stopping,
         timeout_s=timeout_s,
@@ -187,60 +153,31 @@ def resume(
 
 
 @app.command()
+@with_flags
 def run(
-    task: TaskText,
+    *,
     config: Annotated[str, typer.Option(metavar="FILE", help="YAML: dotted parameter -> value.")],
-    teacher: TeacherTexts = None,
-    teacher_weights: TeacherWeights = None,
-    teacher_normalisation: TeacherNormalisation = "task",
-    teacher_mean: TeacherMean = "probabilities",
-    teacher_labels_only: TeacherLabelsOnly = False,
-    teacher_features: TeacherFeatures = None,
+    teacher: TeacherFlags,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write weights and ONNX file there.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
-    data_root: DataRoot = None,
-    max_train: MaxTrain = None,
-    image_size: ImageSize = None,
-    download: Download = False,
-    skip_corrupt: SkipCorrupt = False,
-    augment: Augment = None,
-    unlabelled: Unlabelled = None,
+    task: TaskFlags,
 ) -> None:
     """Run one configuration, without a search, and print its result as JSON."""
     from metasearch.configuration import Configuration
-    from metasearch.tasks import TaskSource
 
     configurations = read_configurations(config)
     if len(configurations) != 1:
         raise InputError(config, "must hold one configuration", len(configurations))
     Configuration.of(configurations[0], config)
-    source = TaskSource(
-        text=task,
-        data_root=data_root,
-        max_train=max_train,
-        image_size=image_size,
-        seed=seed,
-        download=download,
-        skip_corrupt=skip_corrupt,
-        augment=augment,
-        unlabelled=unlabelled,
-    )
+    source = task.source(seed)
     from metasearch import run_configuration
-    from metasearch.teachers import teacher_from_flags
 
     console = _console()
     result = run_configuration(
         source,
         configurations[0],
-        teacher=teacher_from_flags(
-            teacher or (),
-            weights=teacher_weights or (),
-            normalisation=teacher_normalisation,
-            mean=teacher_mean,
-            labels_only=teacher_labels_only,
-            features=teacher_features,
-        ),
+        teacher=teacher.source(),
         device=device,
         seed=seed,
         save_to=to,
@@ -397,47 +334,8 @@ def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
         typer.echo(f"{path}: {distribution}")
 
 
-@app.command()
-def delete(
-    study: StudyName,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    storage: StorageUrl = None,
-) -> None:
-    """Delete a study, its controls and its artefacts."""
-    import optuna
-
-    from metasearch.errors import StorageError
-    from metasearch.search.lease import holder_of
-    from metasearch.search.store import CONTROLS, DESCRIPTION, load_study, study_exists
-
-    store = _store(storage)
-    loaded = load_study(store, study)
-    if holder_of(loaded) is not None:
-        raise StorageError(f"study {study}: a driver is running; `metasearch stop {study}` first")
-    if not yes:
-        typer.confirm(
-            f"Delete study {study} with {len(loaded.get_trials(deepcopy=False))} trials?", abort=True, err=True
-        )
-    described = loaded.user_attrs.get(DESCRIPTION)  # none if its driver was killed while it made the study
-    for name in (study, study + CONTROLS):
-        if study_exists(store, name):
-            optuna.delete_study(study_name=name, storage=store)
-    if described is not None:
-        for name in (study, study + CONTROLS):
-            shutil.rmtree(Path(described["artefacts"]) / name, ignore_errors=True)
-    _console().print(f"deleted {study}", soft_wrap=True)
-
-
-@app.command()
-def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and keep it.")] = False,
-    storage: StorageUrl = None,
-) -> None:
-    """Remove artefacts of studies and trials that are gone, and the cache of prepared tasks and teachers."""
-    from metasearch.search.garbage import collect
-
-    for path, size in collect(_store(storage), remove=not dry_run):
-        typer.echo(f"{'would remove' if dry_run else 'removed'} {path} ({size / 1e6:.1f} MB)")
+app.command()(delete)
+app.command()(gc)
 
 
 def main() -> None:

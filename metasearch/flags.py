@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metasearch.errors import InputError, NotFoundError
+
+if TYPE_CHECKING:
+    from metasearch.tasks import TaskSource
+    from metasearch.teachers import TeacherSource
 
 TaskText = Annotated[
     str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, table:FILE, ...")
@@ -78,6 +86,83 @@ GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fract
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
 ]
+
+
+@dataclass(frozen=True)
+class TaskFlags:
+    """What a command is told of its task."""
+
+    task: TaskText
+    data_root: DataRoot = None
+    max_train: MaxTrain = None
+    image_size: ImageSize = None
+    download: Download = False
+    skip_corrupt: SkipCorrupt = False
+    augment: Augment = None
+    unlabelled: Unlabelled = None
+
+    def source(self, seed: int) -> TaskSource:
+        """Return what the task is made from. seed: of its splits and subsets."""
+        from metasearch.tasks import TaskSource
+
+        return TaskSource(
+            text=self.task,
+            data_root=self.data_root,
+            max_train=self.max_train,
+            image_size=self.image_size,
+            seed=seed,
+            download=self.download,
+            skip_corrupt=self.skip_corrupt,
+            augment=self.augment,
+            unlabelled=self.unlabelled,
+        )
+
+
+@dataclass(frozen=True)
+class TeacherFlags:
+    """What a command is told of the task's teacher."""
+
+    teacher: TeacherTexts = None
+    teacher_weights: TeacherWeights = None
+    teacher_normalisation: TeacherNormalisation = "task"
+    teacher_mean: TeacherMean = "probabilities"
+    teacher_labels_only: TeacherLabelsOnly = False
+    teacher_features: TeacherFeatures = None
+
+    def source(self) -> TeacherSource | None:
+        """Return the teacher, None where none is named; raises InputError where the flags do not go together."""
+        from metasearch.teachers import teacher_from_flags
+
+        return teacher_from_flags(
+            self.teacher or (),
+            weights=self.teacher_weights or (),
+            normalisation=self.teacher_normalisation,
+            mean=self.teacher_mean,
+            labels_only=self.teacher_labels_only,
+            features=self.teacher_features,
+        )
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command whose parameters of TaskFlags or TeacherFlags are flags of their own, as Typer wants them."""
+    groups: dict[str, type[TaskFlags] | type[TeacherFlags]] = {}
+    flags: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.annotation in (TaskFlags, TeacherFlags):
+            groups[parameter.name] = parameter.annotation
+            flags += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+        else:
+            flags.append(parameter)
+
+    @wraps(command)
+    def told(**values: Any) -> None:
+        grouped = {name: g(**{f.name: values.pop(f.name) for f in fields(g)}) for name, g in groups.items()}
+        command(**values, **grouped)
+
+    # by name only: what must be given may then follow what need not
+    named = [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in flags]
+    told.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]  # a function has it once it is set
+    return told
 
 
 def read_configurations(path: str) -> list[dict[str, Any]]:

@@ -25,7 +25,10 @@ def study(url: str, tmp_path: Path) -> str:
     return "ten"
 
 
-COMMANDS = ["launch", "run", "resume", "stop", "status", "best", "studies", "tasks", "spaces", "priors", "delete", "gc"]
+COMMANDS = [
+    *("launch", "run", "resume", "stop", "status", "best", "studies", "tasks", "spaces", "priors", "transfer"),
+    *("delete", "gc"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
