@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from metasearch.errors import InputError, NotFoundError
@@ -345,9 +345,15 @@ def test_enqueued_configuration_that_does_not_fit_is_refused(params: Mapping[str
 
 def test_enqueued_configuration_may_be_partial_or_whole() -> None:
     space = parse_space(EXAMPLE, place=PLACE)
-    space.check_parameters({}, "queue.json")
-    space.check_parameters({"temperature": 4, "momentum": 0.85, "learning_rate.peak": 0.1}, "queue.json")
-    space.check_parameters(space.configuration(space.sample(np.random.default_rng(0))), "queue.json")
+    part = {"temperature": 4, "momentum": 0.85, "learning_rate.kind": "one_cycle", "learning_rate.peak": 0.1}
+    whole = space.configuration(space.sample(np.random.default_rng(0)))
+    for params in ({}, part, whole):
+        space.check_parameters(params, "queue.json")
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        study.enqueue_trial(params)
+        config = space.configuration(space.suggest(study.ask()))
+        check_configuration(space, config)
+        assert config | params == config
 
 
 def numbers(rule: Rule) -> st.SearchStrategy[Any]:
@@ -449,8 +455,10 @@ def test_a_policy_that_the_reader_accepts_constructs(name: str, data: st.DataObj
     try:
         space = space_of(yaml.safe_dump({"policies": {name: {"kind": kind, **drawn}}}))
     except InputError:
-        return
-    check_configuration(space, space.configuration(space.sample(np.random.default_rng(0))))
+        reject()
+    config = space.configuration(space.sample(np.random.default_rng(0)))
+    check_configuration(space, config)
+    assert config[f"{name}.kind"] == kind
 
 
 def test_only_a_learning_rate_may_adapt_by_hypergradient() -> None:
