@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ Params = dict[str, Any]
 SIDE = 0.5**0.5
 FEW = 16
 """Values that a whole number may have to be one that others depend on, as widths do on a number of layers."""
+LISTED = 1_000
+"""Configurations of a space that may be listed, each of them."""
 
 
 def value_at(distribution: BaseDistribution, share: float) -> Any:
@@ -99,29 +102,45 @@ class Axis:
         return value_at(self.distribution, float(rng.random()))
 
     def near(self, value: Any, spread: float, rng: np.random.Generator) -> Any:
-        """Return another value than `value`, near it where values have an order. spread: of the range, a deviation."""
+        """Return another value than `value` if there is one, near it where values have an order.
+
+        spread: of the range, a deviation.
+        """
         if not self.ordered:
             others = [choice for choice in self.choices or () if choice != value]
             return others[int(rng.integers(len(others)))] if others else value
         if self.choices is not None:
-            index = self.choices.index(value) + (1 if rng.random() < 0.5 else -1)
-            return self.choices[min(max(index, 0), len(self.choices) - 1)]
+            index = self.choices.index(value)
+            return self.choices[_beside(index, 1 if rng.random() < 0.5 else -1, len(self.choices) - 1)]
         domain = self.distribution
         assert isinstance(domain, (FloatDistribution, IntDistribution))
         low, high = self._ends
-        moved = self._forward(value) + spread * (high - low) * float(rng.standard_normal())
-        moved = math.exp(moved) if domain.log else moved
-        if domain.step is not None and not domain.log:
-            steps = round((domain.high - domain.low) / domain.step)
-            before = round((value - domain.low) / domain.step)
-            after = round((moved - domain.low) / domain.step)
-            after = before + (1 if moved > value else -1) if after == before else after
-            return min(domain.low + domain.step * min(max(after, 0), steps), domain.high)
-        if isinstance(domain, IntDistribution):
-            after = round(moved)
-            after = value + (1 if moved > value else -1) if after == value else after
-            return min(max(after, domain.low), domain.high)
-        return float(min(max(moved, domain.low), domain.high))
+        move = spread * (high - low) * float(rng.standard_normal())
+        if domain.step is None:
+            moved = self._moved(value, move)
+            return moved if moved != value else self._moved(value, -move)  # it was at an end already
+        before, after = (round((x - domain.low) / domain.step) for x in (value, self._moved(value, move)))
+        if after == before:
+            after = _beside(before, 1 if move > 0 else -1, round((domain.high - domain.low) / domain.step))
+        return min(domain.low + domain.step * after, domain.high)
+
+    def _moved(self, value: float, move: float) -> float:
+        """Return a number farther along its range, or the range's end."""
+        domain = self.distribution
+        assert isinstance(domain, (FloatDistribution, IntDistribution))
+        moved = self._forward(value) + move
+        return float(min(max(math.exp(moved) if domain.log else moved, domain.low), domain.high))
+
+    @cached_property
+    def values(self) -> Sequence[Any]:
+        """All its values, none where they are more than LISTED."""
+        if self.choices is not None:
+            return self.choices
+        domain = self.distribution
+        assert isinstance(domain, (FloatDistribution, IntDistribution))
+        if domain.step is None or (steps := round((domain.high - domain.low) / domain.step)) >= LISTED:
+            return []
+        return [min(domain.low + domain.step * i, domain.high) for i in range(steps + 1)]
 
     @cached_property
     def _ends(self) -> tuple[float, float]:
@@ -132,6 +151,11 @@ class Axis:
     def _forward(self, value: float) -> float:
         log = isinstance(self.distribution, (FloatDistribution, IntDistribution)) and self.distribution.log
         return math.log(value) if log else float(value)
+
+
+def _beside(index: int, side: int, last: int) -> int:
+    """Return the next index on a side (-1 or 1) in 0..last, on the other side if there is none."""
+    return index + side if 0 <= index + side <= last else min(max(index - side, 0), last)
 
 
 @dataclass(frozen=True)
@@ -210,6 +234,18 @@ class Encoding:
         """Return a random configuration, without what its own values make absent."""
         return self.conditions.kept({axis.name: axis.draw(rng) for axis in self.axes})
 
+    def untried(self, taken: Array, rng: np.random.Generator) -> Params | None:
+        """Return a random configuration that is not among those taken (T, D), of a space that may be listed.
+
+        None where nothing is left, or the space is too large.
+        """
+        if not 0 < math.prod(len(axis.values) for axis in self.axes) <= LISTED:
+            return None
+        combined = product(*([(axis.name, value) for value in axis.values] for axis in self.axes))
+        every = [self.conditions.kept(dict(config)) for config in combined]
+        left = np.flatnonzero(~repeats(self.encode(every), taken))
+        return every[rng.choice(left)] if len(left) else None
+
     def completed(self, config: Mapping[str, Any], rng: np.random.Generator) -> Params:
         """Return a configuration with random values of what is missing."""
         full = {axis.name: config[axis.name] if axis.name in config else axis.draw(rng) for axis in self.axes}
@@ -224,3 +260,9 @@ class Encoding:
             axis = present[index]
             full[axis.name] = axis.near(full[axis.name], spread, rng)
         return self.conditions.kept(full)
+
+
+def repeats(x: Array, taken: Array) -> NDArray[np.bool_]:
+    """Return (Q,), which points (Q, D) are among those taken (T, D)."""
+    known = {row.tobytes() for row in np.round(taken, 9)}
+    return np.array([row.tobytes() in known for row in np.round(x, 9)], bool)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from metasearch.transfer.encoding import Encoding, Params
+from metasearch.transfer.encoding import Encoding, Params, repeats
 from metasearch.transfer.hypervolume import Hypervolume, non_dominated
 from metasearch.transfer.results import Results
 from metasearch.transfer.surrogates import Mixture
@@ -72,7 +72,7 @@ def propose(
             measure = Hypervolume.of(high, np.maximum(high - low, 1e-12), count=RAYS)
             so_far = measure.best(reached)
         gains = measure.improvement(samples, so_far) * _odds(constraints, x)
-        gains[_repeats(x, results.taken)] = -1.0
+        gains[repeats(x, results.taken)] = -1.0
         if only_starts:
             gains[:RANDOM] = gains[RANDOM + len(starts) :] = -1.0
         order = np.argsort(-gains, kind="stable")
@@ -80,17 +80,22 @@ def propose(
             best_gain, best = float(gains[order[0]]), candidates[order[0]]
         top = [candidates[i] for i in order[:5]]
         candidates = [encoding.mutated(top[i % len(top)], rng, spread=0.1) for i in range(MUTANTS)]
+    if best_gain < 0:  # all candidates were tried already
+        return encoding.untried(results.taken, rng) or best
     return best
 
 
 def spread_out(encoding: Encoding, taken: Array, rng: np.random.Generator, *, count: int = 64) -> Params:
-    """Return the random configuration that is farthest from those taken (T, D)."""
+    """Return the random configuration that is farthest from those taken (T, D); none of them, where others are left."""
     drawn = [encoding.draw(rng) for _ in range(count)]
     if not len(taken):
         return drawn[0]
     x = encoding.encode(drawn)
     distances = ((x[:, None] - taken[None]) ** 2).sum(2).min(1)
-    return drawn[int(np.argmax(distances))]
+    farthest = int(np.argmax(distances))
+    if distances[farthest] < 1e-18:
+        return encoding.untried(taken, rng) or drawn[farthest]
+    return drawn[farthest]
 
 
 def _normals(objectives: int, rng: np.random.Generator) -> Array:
@@ -128,9 +133,3 @@ def _odds(constraints: Sequence[Mixture], x: Array) -> Array:
         believed = zip(constraint.weights, constraint.predict(x), strict=True)
         odds *= np.sum([weight * norm.cdf(-p.mean / p.deviation) for weight, p in believed], axis=0)
     return odds
-
-
-def _repeats(x: Array, taken: Array) -> NDArray[np.bool_]:
-    """Return (Q,), which points are taken."""
-    known = {row.tobytes() for row in np.round(taken, 9)}
-    return np.array([row.tobytes() in known for row in np.round(x, 9)], bool)

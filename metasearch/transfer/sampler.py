@@ -11,10 +11,11 @@ are learned from the configurations seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -33,6 +34,14 @@ STARTUP = 8
 """Configurations spread over the space before the first model, where there are no prior studies."""
 FAILURES = 3
 """Trials without a result after which the prior studies, which none contradicts, are not followed any longer."""
+
+
+@dataclass
+class Memory:
+    """What a sampler keeps of a study. plans: trial number -> what was proposed for it, while it runs."""
+
+    knowledge: Knowledge | None = None
+    plans: dict[int, Params] = field(default_factory=dict)
 
 
 class TransferSampler(BaseSampler):
@@ -55,19 +64,18 @@ class TransferSampler(BaseSampler):
         self._priors = tuple(p if isinstance(p, Prior) else prior_of(p) for p in prior_studies)
         self._computed = dict(computed or {})
         self._rng = np.random.default_rng(seed)
-        self._knowledge: Knowledge | None = None
-        self._plans: dict[int, Params] = {}
+        self._memories: dict[str, Memory] = {}
 
     def reseed_rng(self) -> None:
         """Draw a new seed, for a copy of the sampler in another thread or process."""
         self._rng = np.random.default_rng()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return every parameter that another trial of the study has had, in its latest range."""
+        """Return every parameter that another trial of the study has had, in its latest range and its first choices."""
         found: dict[str, BaseDistribution] = {}
         for other in study.get_trials(deepcopy=False):
             if other.number != trial.number:
-                found.update(other.distributions)
+                found.update({n: d for n, d in other.distributions.items() if _alike(d, found.get(n, d))})
         return {name: found[name] for name in sorted(found) if not found[name].single()}
 
     def sample_relative(
@@ -75,25 +83,28 @@ class TransferSampler(BaseSampler):
     ) -> dict[str, Any]:
         """Return a whole configuration, with a value for parameters that turn out to be inactive, too."""
         trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        trials = [other for other in trials if _fits(other, search_space)]
         plan = self._proposal(study, trials, search_space)
         # another thread may have planned a trial that is not among these: only what has ended is forgotten
         ended = {other.number for other in trials if other.state.is_finished()}
-        self._plans = {number: kept for number, kept in self._plans.items() if number not in ended} | {
-            trial.number: plan
-        }
+        memory = self._memory(study)
+        memory.plans = {n: kept for n, kept in memory.plans.items() if n not in ended} | {trial.number: plan}
         return {name: plan[name] if name in plan else self._drawn(name, d) for name, d in search_space.items()}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Return a value of a parameter that the study has not had so: as prior studies suggest, else a random one."""
-        plan = self._plans.get(trial.number, {})
+        plan = self._memory(study).plans.get(trial.number, {})
         if param_name in plan:
             try:
                 return nearest(plan[param_name], param_distribution)
             except ValueError:  # a choice that this study does not have
                 pass
         return self._drawn(param_name, param_distribution)
+
+    def _memory(self, study: Study) -> Memory:
+        return self._memories.setdefault(study.study_name, Memory())
 
     def _drawn(self, name: str, distribution: BaseDistribution) -> Any:
         return Axis(name, distribution).draw(self._rng)
@@ -105,13 +116,14 @@ class TransferSampler(BaseSampler):
         names = objective_names(study)
         directions = {n: d.name.lower() for n, d in zip(names, study.directions, strict=True)}
         distributions = dict(search_space) | self._unseen(trials)
-        knowledge = self._knowledge
+        memory = self._memory(study)
+        knowledge = memory.knowledge
         if knowledge is None or (knowledge.distributions, knowledge.directions) != (distributions, directions):
-            knowledge = self._knowledge = Knowledge.of(self._priors, distributions, directions)
+            knowledge = memory.knowledge = Knowledge.of(self._priors, distributions, directions)
         encoding = knowledge.encoding(trials)
         if not encoding.axes:
             return {}
-        results = Results.of(trials, encoding, knowledge.signs, self._plans)
+        results = Results.of(trials, encoding, knowledge.signs, memory.plans)
         enough = results.measured.any() and len(results.values) >= STARTUP
         failures = 0 if results.measured.any() else sum(trial.state.is_finished() for trial in trials)
         if failures >= FAILURES or not (knowledge.priors or enough):
@@ -151,3 +163,19 @@ class TransferSampler(BaseSampler):
 def _exact(function: Callable[[Mapping[str, Any]], float], fixed: Params, sign: float, warp: Warp) -> Computed:
     """Return what computes an objective on its warped scale. fixed: parameters that are not proposed."""
     return lambda configurations: warp(sign * np.array([function({**fixed, **config}) for config in configurations]))
+
+
+def _fits(trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]) -> bool:
+    """Return whether a space has the choices of a trial: one that was added to the study may have others."""
+    try:
+        for name in trial.params.keys() & search_space.keys():
+            nearest(trial.params[name], search_space[name])
+    except ValueError:
+        return False
+    return True
+
+
+def _alike(distribution: BaseDistribution, other: BaseDistribution) -> bool:
+    """Return whether both are numbers, of whatever range, or have the same choices."""
+    categorical = isinstance(distribution, CategoricalDistribution) or isinstance(other, CategoricalDistribution)
+    return not categorical or distribution == other

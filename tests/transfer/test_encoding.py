@@ -69,12 +69,67 @@ def test_drawn_values_are_permitted_and_encoded_inside_the_cube(distribution: Ba
 
 @settings(max_examples=50, deadline=None)
 @given(distributions, SEEDS, st.floats(0.01, 2))
-def test_a_value_nearby_is_permitted(distribution: BaseDistribution, seed: int, spread: float) -> None:
+def test_a_value_nearby_is_another_one_and_permitted(distribution: BaseDistribution, seed: int, spread: float) -> None:
     axis, rng = Axis("a", distribution), np.random.default_rng(seed)
     value = axis.draw(rng)
     for _ in range(20):
-        value = axis.near(value, spread, rng)
+        before, value = value, axis.near(value, spread, rng)
         assert permitted(distribution, value)
+        assert value != before
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        FloatDistribution(0, 1),
+        FloatDistribution(1e-3, 1, log=True),
+        FloatDistribution(0, 1, step=0.25),
+        IntDistribution(1, 2, log=True),
+        IntDistribution(-1, 1),
+        CategoricalDistribution([1, 2, 4]),
+    ],
+)
+def test_a_value_at_an_end_of_its_range_moves_away_from_it(distribution: BaseDistribution) -> None:
+    axis, rng = Axis("a", distribution), np.random.default_rng(0)
+    for end in (value_at(distribution, 0), value_at(distribution, 1 - 1e-12)):
+        assert all(axis.near(end, 0.1, rng) != end for _ in range(30))
+
+
+@pytest.mark.parametrize("distribution", [FloatDistribution(2, 2), IntDistribution(2, 2), CategoricalDistribution([2])])
+def test_the_only_value_of_a_range_stays(distribution: BaseDistribution) -> None:
+    assert Axis("a", distribution).near(2, 0.1, np.random.default_rng(0)) == 2
+
+
+FINITE: dict[str, BaseDistribution] = {
+    "a": CategoricalDistribution(["p", "q"]),
+    "n": IntDistribution(1, 3, log=True),
+    "s": FloatDistribution(0, 0.5, step=0.25),
+}
+
+
+def test_what_is_left_of_a_finite_space_is_found_one_by_one() -> None:
+    encoding, rng = Encoding.of(FINITE), np.random.default_rng(0)
+    tried: list[dict[str, Any]] = []
+    while (config := encoding.untried(encoding.encode(tried), rng)) is not None:
+        tried.append(config)
+    every = {(a, n, s) for a in "pq" for n in (1, 2, 3) for s in (0.0, 0.25, 0.5)}
+    assert len(tried) == len(every)
+    assert {(c["a"], c["n"], c["s"]) for c in tried} == every
+
+
+def test_what_is_not_there_makes_no_configuration_of_its_own() -> None:
+    seen: list[dict[str, Any]] = [{"a": "p", "n": 1}, {"a": "q", "n": 1, "s": 0.0}]
+    encoding, rng = Encoding.of(FINITE, seen), np.random.default_rng(0)
+    tried: list[dict[str, Any]] = []
+    while (config := encoding.untried(encoding.encode(tried), rng)) is not None:
+        tried.append(config)
+    assert len(tried) == 3 + 9
+
+
+@pytest.mark.parametrize("more", [FloatDistribution(0, 1), IntDistribution(0, 10**9), IntDistribution(1, 60)])
+def test_a_space_too_large_to_list_is_not_listed(more: BaseDistribution) -> None:
+    encoding = Encoding.of({**FINITE, "more": more})
+    assert encoding.untried(np.zeros((0, len(encoding.parameter))), np.random.default_rng(0)) is None
 
 
 @settings(max_examples=50, deadline=None)
@@ -228,11 +283,10 @@ def test_configurations_that_have_everything_teach_no_conditions() -> None:
     assert set(flat.draw(rng)) == set(NESTED)
 
 
-def test_a_mutant_usually_differs_and_mostly_in_one_parameter() -> None:
+def test_a_mutant_differs_and_mostly_in_one_parameter() -> None:
     space: dict[str, BaseDistribution] = {f"p{i}": FloatDistribution(0, 1) for i in range(6)}
     encoding, rng = Encoding.of(space), np.random.default_rng(0)
     config = encoding.draw(rng)
     changes = [sum(config[n] != v for n, v in encoding.mutated(config, rng).items()) for _ in range(200)]
-    assert min(changes) >= 0
-    assert np.mean([change > 0 for change in changes]) > 0.8
+    assert min(changes) > 0
     assert 0.3 < np.mean([change == 1 for change in changes]) < 0.9

@@ -102,6 +102,13 @@ def test_the_last_configuration_left_is_proposed_though_it_is_bad() -> None:
     assert found == {"n": 11}
 
 
+def test_the_last_configuration_left_is_found_without_a_model_too() -> None:
+    encoding = Encoding.of({"n": IntDistribution(0, 199)})  # more than are drawn
+    for left in range(0, 200, 40):
+        taken = encoding.encode([{"n": n} for n in range(200) if n != left])
+        assert spread_out(encoding, taken, np.random.default_rng(0)) == {"n": left}
+
+
 def test_the_first_configurations_are_spread_over_the_space() -> None:
     rng, taken = np.random.default_rng(0), np.zeros((0, 2))
     for _ in range(9):

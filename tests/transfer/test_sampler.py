@@ -60,6 +60,31 @@ def test_no_configuration_is_tried_twice_while_there_are_others() -> None:
     study.optimize(few_suggested, n_trials=2)  # and it goes on
 
 
+@pytest.mark.parametrize("told", [0, 6], ids=["cold", "prior"])
+def test_twelve_trials_try_all_of_twelve_configurations(told: int) -> None:
+    def twelve(trial: optuna.Trial) -> float:
+        return (trial.suggest_categorical("a", ["p", "q", "r"]) == "q") + trial.suggest_int("n", 1, 4)
+
+    for seed in range(3):
+        earlier = optuna.create_study(sampler=RandomSampler(seed=seed))
+        earlier.optimize(twelve, n_trials=told)
+        study = optuna.create_study(sampler=TransferSampler([earlier] if told else [], seed=seed))
+        study.optimize(twelve, n_trials=12)
+        assert distinct(study) == 12
+
+
+def test_more_workers_than_a_portfolio_has_configurations_try_others() -> None:
+    every = [{"a": a, "n": n, "s": s} for a in "pqr" for n in (1, 2, 3, 4) for s in (0.0, 1.0)]
+    told = tuple(PriorTrial(config, {"loss": float(i)}) for i, config in enumerate(every[:20]))
+    known = [Prior(name, {"loss": "minimize"}, FEW, told) for name in ("one", "other")]
+    for seed in range(3):
+        study = named_study(TransferSampler(known, seed=seed), "loss")
+        study.tell(first := study.ask(), few_suggested(first))
+        for trial in [study.ask() for _ in range(23)]:
+            few_suggested(trial)
+        assert distinct(study) == 24
+
+
 def test_no_configuration_is_tried_twice_by_eight_workers() -> None:
     told = [PriorTrial({"a": "p", "n": 2, "s": s}, {"objective_0": s}) for s in (0.0, 1.0)]
     known = Prior("few", {"objective_0": "minimize"}, FEW, tuple(told))
@@ -266,6 +291,31 @@ def test_a_plan_is_kept_while_another_trial_is_planned() -> None:
     suggested(study.ask())
     assert sampler.inner is not None
     assert loss(suggested(sampler.inner), 0) < 0.5  # the rest of it follows the priors, too
+
+
+def test_two_studies_share_a_sampler() -> None:
+    def proposed(*, shared: bool) -> dict[str, Any]:
+        sampler = TransferSampler(GOOD, seed=0)
+        study, other = named_study(sampler, "loss"), named_study(sampler, "loss")
+        trial = study.ask()
+        trial.suggest_categorical("act", ["relu", "gelu", "tanh"])  # plans all of it
+        if shared:
+            suggested(other.ask())
+        return suggested(trial)
+
+    assert proposed(shared=True) == proposed(shared=False)
+
+
+@pytest.mark.parametrize("act", ["selu", 3])
+def test_an_added_trial_with_a_choice_that_the_space_lacks_is_ignored(act: str | int) -> None:
+    study = named_study(TransferSampler(GOOD[:1], seed=0), "loss")
+    study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=2)
+    kind: BaseDistribution = CategoricalDistribution(["selu"]) if act == "selu" else IntDistribution(0, 9)
+    params = {"act": act, "dropout": 0.0, "lr": 0.1, "width": 4}
+    study.add_trial(create_trial(params=params, distributions={**SPACE, "act": kind}, value=-1.0))
+    study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=6)
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+    assert {trial.params["act"] for trial in study.trials[3:]} <= {"relu", "gelu", "tanh"}
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda sampler: pickle.loads(pickle.dumps(sampler))])
