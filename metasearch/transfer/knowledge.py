@@ -30,6 +30,8 @@ PRIOR_ODDS = 0.8
 """The odds at the start that the prior studies are of use for the task."""
 KINSHIP = (0.95, 0.3)
 """How probable it is that they are of use for one objective, given that they are, and are not, for the task at all."""
+LEAST_TRUST = 0.01
+"""The weight of prior studies below which nothing is planned ahead by them."""
 FENCE = 1.5
 """Quartile distances beyond the upper quartile from which a value is an outlier (Tukey 1977)."""
 MOST_POINTS = 1_000
@@ -168,6 +170,11 @@ class Knowledge:
             mixtures.append(self._mixture(name, x, y, self.objectives[m].pool))
         self._believed = key, self._weighed(mixtures)
         return self._believed[1]
+
+    def trusted(self, results: Results) -> bool:
+        """Return whether prior studies know every objective, and results leave them LEAST_TRUST in one or more."""
+        known = all(objective.pool is not None for objective in self.objectives)
+        return known and max(mixture.related for mixture in self.beliefs(results)) > LEAST_TRUST
 
     def _weighed(self, mixtures: Sequence[Mixture]) -> list[Mixture]:
         """Return the beliefs with the weights that all results together give to the prior studies.

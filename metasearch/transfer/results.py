@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,19 @@ class Results:
             },
             running=[config for config in running if config],
             taken=encoding.encode([*(trial.params for trial in trials if trial.state.is_finished()), *running]),
+        )
+
+    def unanswered(self) -> Results:
+        """Return the same trials as if all of them still ran."""
+        none = np.zeros(0, bool)
+        return replace(
+            self,
+            configurations=[],
+            values=self.values[:0],
+            measured=none,
+            feasible=none,
+            violations={},
+            running=[*self.configurations, *self.running],
         )
 
 

