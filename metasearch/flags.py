@@ -35,7 +35,8 @@ Augment = Annotated[str | None, typer.Option(help="none, shift or shift+flip. De
 Unlabelled = Annotated[
     str | None,
     typer.Option(
-        metavar="TEXT", help="More images, without labels: rest[:N] beyond --max-train, images:DIR or a TASK."
+        metavar="TEXT",
+        help="More images, without labels: rest[:N] beyond --max-train, mixed[:N] from pairs, images:DIR or a TASK.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of data splits, sampler and trials.")]

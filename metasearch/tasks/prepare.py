@@ -150,7 +150,8 @@ def _unlabelled(
     """Return the unlabelled inputs that a source names, and the record of how they came about."""
     folder = scratch / "unlabelled"
     folder.mkdir()
-    found = find_candidates(source, raw, transform=_transform(source), scratch=folder, load=_loader(source))
+    train = splits["train"].inputs.numpy()
+    found = find_candidates(source, raw, train, transform=_transform(source), scratch=folder, load=_loader(source))
     kept, record = _keep_unseen(found, splits, source.seed)
     return kept, {"source": source.unlabelled, **record}
 

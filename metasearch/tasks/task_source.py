@@ -12,7 +12,7 @@ from metasearch.tasks.sources import absolute_argument, existing
 
 IMAGE_SIZES = range(8, 225)
 AUGMENTATIONS = ("none", "shift", "shift+flip")
-REST = "rest"
+REST, MIXED = "rest", "mixed"
 IMAGES_PREFIX = "images:"
 
 
@@ -24,7 +24,8 @@ class TaskSource:
     directory has not; else METASEARCH_DATA, else home_folder()/data. max_train: at most so many train examples,
     balanced over the classes. image_size: images become (image_size, image_size), in 8..224. seed: of the splits and
     subsets made here. augment: none, shift or shift+flip, in place of the source's own. unlabelled: more inputs,
-    without labels: rest or rest:N of what max_train leaves out, images:DIR, or another TASK.
+    without labels: rest or rest:N of what max_train leaves out, mixed or mixed:N of train examples, images:DIR, or
+    another TASK.
     Raises InputError for an option out of its range.
     """
 
@@ -47,9 +48,9 @@ class TaskSource:
             raise InputError("seed", "must be at least 0", self.seed)
         if self.augment is not None and self.augment not in AUGMENTATIONS:
             raise InputError("augment", f"must be one of {', '.join(AUGMENTATIONS)}", self.augment)
-        if self.unlabelled is not None and is_rest(self.unlabelled):
-            rest_limit(self.unlabelled)
-            if self.max_train is None:
+        if self.unlabelled is not None and is_made(self.unlabelled):
+            kind, _ = made_of(self.unlabelled)
+            if kind == REST and self.max_train is None:
                 raise InputError("unlabelled", "nothing is left out without max_train", self.unlabelled)
 
     def root(self) -> Path:
@@ -67,23 +68,23 @@ class TaskSource:
         return replace(self, text=text, data_root=str(root), unlabelled=unlabelled)
 
 
-def rest_limit(text: str) -> int | None:
-    """Return N of `rest:N`, None of `rest`; raises InputError for another N."""
-    _, colon, number = text.partition(":")
+def made_of(text: str) -> tuple[str, int | None]:
+    """Return what `rest`, `rest:N`, `mixed` or `mixed:N` asks for, and N; raises InputError for an N below 1."""
+    kind, colon, number = text.partition(":")
     if not colon:
-        return None
+        return kind, None
     if not number.isdecimal() or int(number) < 1:
-        raise InputError("unlabelled", "must be spelled rest or rest:N, with N at least 1", text)
-    return int(number)
+        raise InputError("unlabelled", f"must be spelled {kind} or {kind}:N, with N at least 1", text)
+    return kind, int(number)
 
 
-def is_rest(text: str) -> bool:
-    """Return whether a text asks for what max_train left out."""
-    return text.partition(":")[0] == REST
+def is_made(text: str) -> bool:
+    """Return whether a text asks for inputs made of the task's own: what max_train left out, or mixtures."""
+    return text.partition(":")[0] in (REST, MIXED)
 
 
 def absolute_unlabelled(text: str, data_root: Path) -> str:
     """Return the text with the paths in it made absolute; raises NotFoundError for one that is not there."""
     if text.startswith(IMAGES_PREFIX):
         return f"{IMAGES_PREFIX}{existing(text.removeprefix(IMAGES_PREFIX), data_root)}"
-    return text if is_rest(text) else absolute_argument(text, data_root)
+    return text if is_made(text) else absolute_argument(text, data_root)

@@ -1,8 +1,12 @@
 """Inputs without labels, from what the labelled task leaves out, a folder of images, or another task.
 
     rest, rest:N    the training examples that max_train left out, or N of them
+    mixed, mixed:N  ten mixtures a training example, or N in all: convex combinations of two, for the teacher to name
     images:DIR      a folder of image files, at any depth
     TASK            the train split of another task, its labels dropped
+
+Mixtures make the student agree with its teacher between the examples, too (Beyer et al. 2022, "A good teacher is
+patient and consistent"; the mixing is that of Zhang et al. 2018 with a share uniform in [0, 1]).
 
 None of them lies in validation or test: inputs whose bytes are equal to one there are left out and counted.
 Symbols: M inputs (M, ...), at rest.
@@ -26,10 +30,13 @@ from metasearch.tasks.raw import Array, RawData
 from metasearch.tasks.sources import existing
 from metasearch.tasks.splits import Positions, left_out_of_train
 from metasearch.tasks.task import Task
-from metasearch.tasks.task_source import IMAGES_PREFIX, REST, TaskSource, absolute_unlabelled, is_rest, rest_limit
+from metasearch.tasks.task_source import IMAGES_PREFIX, MIXED, REST, TaskSource, absolute_unlabelled, is_made, made_of
 
 STREAM = 4
 """Of the streams of random numbers that a seed gives, the first behind those of `choose_splits`."""
+
+MIXTURES = 10
+"""Mixtures that are made of each training example, where no number is given."""
 
 Load = Callable[[str], Task]
 """Returns the task that a TASK text names, prepared with the options of the labelled one."""
@@ -55,18 +62,26 @@ def identify(text: str, data_root: Path, load: Load) -> tuple[str, tuple[Path, .
     if text.startswith(IMAGES_PREFIX):
         text = absolute_unlabelled(text, data_root)
         return text, list_unlabelled(Path(text.removeprefix(IMAGES_PREFIX))).files
-    return (text if is_rest(text) else f"task {load(text).fingerprint}"), ()
+    return (text if is_made(text) else f"task {load(text).fingerprint}"), ()
 
 
-def find_candidates(source: TaskSource, raw: RawData, *, transform: Transform, scratch: Path, load: Load) -> Candidates:
+def find_candidates(
+    source: TaskSource, raw: RawData, train: Array, *, transform: Transform, scratch: Path, load: Load
+) -> Candidates:
     """Return the inputs that `source.unlabelled` names. raw: of the labelled task; transform: its inputs to rest.
 
-    scratch: an empty folder, for arrays that are mapped. Raises InputError and NotFoundError.
+    train: its training inputs at rest. scratch: an empty folder, for arrays that are mapped. Raises InputError and
+    NotFoundError.
     """
     text = source.unlabelled or REST
-    if is_rest(text):
+    if is_made(text):
+        kind, count = made_of(text)
+        if kind == MIXED:
+            mixing = Mixing.draw(count or MIXTURES * len(train), examples=len(train), seed=source.seed)
+            mixed = mixtures(train, mixing, file=scratch / "mixed.npy")
+            return Candidates(mixed, np.arange(len(mixed)), lambda values: values)
         positions = left_out_of_train(source.text, raw, max_train=source.max_train, seed=source.seed)
-        return Candidates(raw.train.inputs, positions, transform, rest_limit(text))
+        return Candidates(raw.train.inputs, positions, transform, count)
     notes: Mapping[str, Any] = {}
     if text.startswith(IMAGES_PREFIX):
         shape = raw.train.inputs.shape[1:]
@@ -83,6 +98,43 @@ def find_candidates(source: TaskSource, raw: RawData, *, transform: Transform, s
     else:
         inputs = load(text).train.inputs.numpy()
     return Candidates(inputs, np.arange(len(inputs)), lambda values: values, notes=notes)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Which two different examples are mixed, (count,) positions each, and the share of the first, uniform in [0, 1].
+
+    Every example is the first of two as often as every other, once more or less.
+    """
+
+    first: Positions
+    second: Positions
+    shares: Array
+
+    @classmethod
+    def draw(cls, count: int, *, examples: int, seed: int) -> Mixing:
+        """Return the mixing of so many examples, at least 2, that a seed determines."""
+        rng = np.random.default_rng(seed).spawn(STREAM + 2)[STREAM + 1]
+        rounds = [rng.permutation(examples) for _ in range(-(-count // examples))]
+        first = np.concatenate(rounds)[:count]
+        second = (first + rng.integers(1, examples, count)) % examples
+        return cls(first, second, rng.random(count).astype(np.float32))
+
+    def of(self, values: Array, part: slice) -> Array:
+        """Return share * a + (1 - share) * b, float32, for a part of the mixtures of values (N, ...)."""
+        shares = self.shares[part].reshape(-1, *[1] * (values.ndim - 1))
+        a, b = (values[which[part]].astype(np.float32) for which in (self.first, self.second))
+        return np.asarray(shares * a + (1 - shares) * b)
+
+
+def mixtures(inputs: Array, mixing: Mixing, *, file: Path) -> Array:
+    """Return the mixtures (count, ...) of inputs at rest, of their type (bytes are rounded), in a mapped file."""
+    count = len(mixing.shares)
+    mixed = np.lib.format.open_memmap(file, mode="w+", dtype=inputs.dtype, shape=(count, *inputs.shape[1:]))
+    for part in chunks(inputs, count):
+        values = mixing.of(inputs, part)
+        mixed[part] = np.rint(values) if inputs.dtype == np.uint8 else values
+    return mixed
 
 
 def keep_unseen(

@@ -7,12 +7,14 @@ test split in common, and the student's training and validation images are among
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import Pool
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from metasearch.policies import Policy
 from metasearch.taps import Tap
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.tasks.task import UNLABELLED
+from metasearch.tasks.unlabelled import Mixing, mixtures
 from metasearch.teachers import train_teacher
 from metasearch.training import Schedule, TrainingData, train
 
@@ -44,7 +47,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of the student. unlabelled: how many of the teacher's images it sees without their labels."""
+    """One training of the student.
+
+    unlabelled: how many of the teacher's images it sees without their labels. mixed: how many mixtures of its own
+    images, which the teacher names, or, with `mixed_labels`, the labels of the two in their shares.
+    """
 
     case: Case
     loss: str
@@ -55,6 +62,8 @@ class Trial:
     weight: float = 1.0
     standardized: bool = False
     unlabelled: int = 0
+    mixed: int = 0
+    mixed_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,8 @@ def _data(task: Task, trial: Trial, loss: str) -> TrainingData:
         extra = load_task(trial.case.teacher).train.inputs[: trial.unlabelled]
         inputs = torch.cat([inputs, extra])
         labels = torch.cat([labels, torch.full((len(extra),), UNLABELLED)])
+    if trial.mixed:
+        return _mixed_data(task, trial)
     teacher, normalise = teacher_network(trial.case), load_task(trial.case.teacher).normalisation
     teaching: dict[str, Tensor] = {"logits": predict(teacher, inputs, prepare=normalise)[None]}
     if loss in FEATURE_LOSSES:
@@ -162,3 +173,20 @@ def _data(task: Task, trial: Trial, loss: str) -> TrainingData:
         features = teacher_features(lambda batch: tap.read(teacher, normalise(batch)), inputs)
         teaching |= {name: features[name][None] for name in needed_features(loss, available=features)}
     return TrainingData(task, inputs, labels, teaching)
+
+
+def _mixed_data(task: Task, trial: Trial) -> TrainingData:
+    """Return the student's own images and mixtures of them, all with the teacher's logits or with mixed labels."""
+    inputs, labels = task.train.inputs, task.train.labels
+    mixing = Mixing.draw(trial.mixed, examples=len(labels), seed=trial.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        mixed = torch.from_numpy(np.array(mixtures(inputs.numpy(), mixing, file=Path(scratch) / "mixed.npy")))
+    every = torch.cat([inputs, mixed])
+    if trial.mixed_labels:
+        shares = torch.eye(task.classes)[labels].numpy()
+        logits = torch.from_numpy(np.concatenate([shares, mixing.of(shares, slice(None))])).clamp_min(1e-4).log()
+    else:
+        normalise = load_task(trial.case.teacher).normalisation
+        logits = predict(teacher_network(trial.case), every, prepare=normalise)
+    without = torch.full((len(mixed),), UNLABELLED)
+    return TrainingData(task, every, torch.cat([labels, without]), {"logits": logits[None]})

@@ -15,6 +15,7 @@ from metasearch.errors import InputError, NotFoundError
 from metasearch.tasks import Augmentation, Normalisation, Split, Task, TaskSource, load_task
 from metasearch.tasks.prepared import cache_key, fingerprint
 from metasearch.tasks.splits import SPLITS
+from metasearch.tasks.unlabelled import Mixing, mixtures
 from tests.data_files import save_images
 
 
@@ -65,6 +66,38 @@ def test_rest_of_a_number_is_a_seeded_choice(tmp_path: Path) -> None:
     assert len(set(first)) == 20
     assert set(first) < every
     assert set(rows(load(text, "rest:20", max_train=30, seed=1).unlabelled)) != set(first)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_mixture_lies_between_two_different_examples_and_each_is_mixed_as_often(
+    tmp_path: Path, dtype: type[np.uint8] | type[np.float32]
+) -> None:
+    corners = (np.eye(5) * 200).astype(dtype)  # a mixture shows in its two entries of which it is made, and how much
+    mixed, again, other = (
+        np.asarray(mixtures(corners, Mixing.draw(40, examples=5, seed=seed), file=tmp_path / f"{name}.npy"))
+        for name, seed in enumerate((3, 3, 4))
+    )
+    assert mixed.dtype == dtype
+    assert set((mixed > 0).sum(axis=1)) <= {1, 2}
+    assert np.abs(mixed.astype(float).sum(axis=1) - 200).max() <= 1
+    assert (mixed.max(axis=0) > 100).all()
+    assert len(np.unique(mixed, axis=0)) > 30
+    assert (mixed == again).all()
+    assert (mixed != other).any()
+
+
+def test_mixed_is_made_of_the_training_examples_alone(tmp_path: Path) -> None:
+    text = save_npz(tmp_path / "a.npz")
+    task = load(text, "mixed", max_train=30)
+    assert task.unlabelled is not None
+    assert task.unlabelled.shape == (300, *task.input_shape)
+    flat, train = (t.flatten(1).double() for t in (task.unlabelled, task.train.inputs))
+    # what is left of each mixture outside the span of the training images: rounding alone
+    rest = flat - (torch.linalg.pinv(train.T) @ flat.T).T @ train
+    assert float(rest.abs().max()) < 2
+    fewer = load(text, "mixed:7", max_train=30).unlabelled
+    assert fewer is not None
+    assert len(fewer) == 7
 
 
 def test_images_equal_to_a_held_out_one_are_never_unlabelled(tmp_path: Path) -> None:
@@ -206,6 +239,7 @@ def test_given_task_takes_unlabelled_inputs_or_keeps_its_own(tmp_path: Path, mon
         ("rest:ten", {"max_train": 30}, "must be spelled rest or rest:N"),
         ("rest:54", {"max_train": 30}, "unlabelled: there must be at least 54 beside .*, got 53"),
         ("rest", {"max_train": 1000}, "unlabelled: there must be at least 1 beside .*, got 0"),
+        ("mixed:0", {}, "must be spelled mixed or mixed:N, with N at least 1, got 'mixed:0'"),
         ("digitz", {}, "did you mean digits"),
         ("images:.", {}, "the folder holds no image files"),
     ],
