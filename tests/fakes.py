@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,3 +68,14 @@ def finished_study(url: str, name: str, folder: Path, *, trials: int = 10, **cha
         }
         ledger.tell_result(number, TrialResult(dict(proposal.config), seed, metrics), worker)
     return storage
+
+
+def copied(storage: RDBStorage, folder: Path) -> str:
+    """Return the URL of a copy of a SQLite storage in a folder, for a test that writes to it; its making is slower."""
+    path = folder / "studies.db"
+    with (
+        closing(sqlite3.connect(str(storage.url).removeprefix("sqlite:///"))) as source,
+        closing(sqlite3.connect(path)) as target,
+    ):
+        source.backup(target)
+    return f"sqlite:///{path}"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.storages import RDBStorage
 
 from tests.command_line import Run
 from tests.data_files import save_images
-from tests.fakes import finished_study
+from tests.fakes import copied, finished_study
 
 
 @pytest.fixture
@@ -18,10 +19,17 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'studies.db'}"
 
 
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> RDBStorage:
+    """A storage with a finished study `ten` of ten trials."""
+    folder = tmp_path_factory.mktemp("ten")
+    return finished_study(f"sqlite:///{folder / 'studies.db'}", "ten", folder)
+
+
 @pytest.fixture
-def study(url: str, tmp_path: Path) -> str:
+def study(ten: RDBStorage, tmp_path: Path) -> str:
     """The name of a finished study of ten trials in the storage at `url`."""
-    finished_study(url, "ten", tmp_path)
+    copied(ten, tmp_path)
     return "ten"
 
 
@@ -195,10 +203,11 @@ def test_a_study_of_the_same_name_is_refused_with_a_way_on(metasearch: Run, url:
     assert "metasearch resume ten" in err
 
 
-def test_delete_removes_study_and_artefacts(metasearch: Run, url: str, study: str, tmp_path: Path) -> None:
-    folder = tmp_path / "artefacts" / study / "trial-00001"
+def test_delete_removes_study_and_artefacts(metasearch: Run, url: str, tmp_path: Path) -> None:
+    finished_study(url, "four", tmp_path, trials=4)
+    folder = tmp_path / "artefacts" / "four" / "trial-00001"
     folder.mkdir(parents=True)
-    assert metasearch("delete", study, "--yes", "--storage", url)[0] == 0
+    assert metasearch("delete", "four", "--yes", "--storage", url)[0] == 0
     assert not folder.exists()
     assert json.loads(metasearch("studies", "--json", "--storage", url)[1]) == []
 

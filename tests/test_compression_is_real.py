@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,40 +62,47 @@ IN_A_FRESH_PROCESS = """
 import sys
 import numpy as np
 import onnxruntime
-session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-np.save(sys.argv[3], session.run(["logits"], {"input": np.load(sys.argv[2])})[0])
+inputs, *files = sys.argv[1:]
+for file in files:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    np.save(file + ".npy", session.run(["logits"], {"input": np.load(inputs)})[0])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["usps", "npz"])
-def test_the_onnx_file_is_the_network_that_the_trial_measured(source: str, shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "image_size"), [("usps", None), ("npz", 20)])  # 16x16 grey; RGB
+def test_the_onnx_file_is_the_network_that_the_trial_measured(
+    source: str, image_size: int | None, shared_data: Path, tmp_path: Path
+) -> None:
     bangla = shared_data / "CMATERdb" / "bangla-numerals"
     text = source if source == "usps" else f"npz:{bangla / 'training-images.npz'},{bangla / 'testing-images.npz'}"
-    task = load_task(TaskSource(text, data_root=str(shared_data), max_train=1500))
+    task = load_task(TaskSource(text, data_root=str(shared_data), max_train=1500, image_size=image_size))
     teacher = teacher_for(task, NetworkSpec("convnet", width=8, depth=3))
-    for index, changes in enumerate(CONFIGURATIONS):
-        folder = tmp_path / str(index)
-        result = run_pipeline(task, QUICK | changes, teacher=teacher, seed=index, save_to=folder)
-        onnx_file = folder / ONNX_FILE
-        logits = _run_fresh(onnx_file, task.validation.inputs.numpy(), tmp_path)
-        labels = task.validation.labels.numpy()
-
+    folders = [tmp_path / str(index) for index in range(len(CONFIGURATIONS))]
+    results = [
+        run_pipeline(task, QUICK | changes, teacher=teacher, seed=index, save_to=folder)
+        for index, (changes, folder) in enumerate(zip(CONFIGURATIONS, folders, strict=True))
+    ]
+    files = [folder / ONNX_FILE for folder in folders]
+    fresh = _run_fresh(files, task.validation.inputs.numpy(), tmp_path)
+    labels = task.validation.labels.numpy()
+    for changes, result, onnx_file, logits in zip(CONFIGURATIONS, results, files, fresh, strict=True):
         assert onnx_tensor_bytes(onnx_file) == pytest.approx(result.metrics["model_bytes"], rel=0.01)
         accuracy = float((logits.argmax(1) == labels).mean())
         assert accuracy == pytest.approx(result.metrics["val_accuracy"], abs=0.003)
-        recomputed = _deployed_logits(folder / WEIGHTS_FILE, task, quantized=changes.get("quantize") != "none")
+        recomputed = _deployed_logits(
+            onnx_file.parent / WEIGHTS_FILE, task, quantized=changes.get("quantize") != "none"
+        )
         assert (logits.argmax(1) == recomputed.argmax(1)).mean() >= 0.995
         content = onnx_file.read_bytes()
         assert all(part not in content for part in (str(tmp_path).encode(), str(Path.home()).encode() + b"/"))
 
 
-def _run_fresh(onnx_file: Path, inputs: np.ndarray, folder: Path) -> np.ndarray:
+def _run_fresh(onnx_files: Sequence[Path], inputs: np.ndarray, folder: Path) -> list[np.ndarray]:
     np.save(folder / "inputs.npy", inputs)
-    arguments = [str(onnx_file), str(folder / "inputs.npy"), str(folder / "logits.npy")]
+    arguments = [str(folder / "inputs.npy"), *map(str, onnx_files)]
     subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, *arguments], check=True, env=dict(os.environ))
-    logits: np.ndarray = np.load(folder / "logits.npy")
-    return logits
+    return [np.load(f"{onnx_file}.npy") for onnx_file in onnx_files]
 
 
 def _deployed_logits(weights: Path, task: Task, *, quantized: bool) -> np.ndarray:

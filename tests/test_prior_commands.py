@@ -9,18 +9,26 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from metasearch.search import samplers
 from tests.command_line import Run
-from tests.fakes import finished_study
+from tests.fakes import copied, finished_study
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> RDBStorage:
+    """A storage with a finished study `four`."""
+    folder = tmp_path_factory.mktemp("four")
+    return finished_study(
+        f"sqlite:///{folder / 'studies.db'}", "four", folder, trials=4, versions={"metasearch": "0.1.0"}
+    )
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    """The URL of a storage with a finished study `four`."""
-    found = f"sqlite:///{tmp_path / 'studies.db'}"
-    finished_study(found, "four", tmp_path, trials=4, versions={"metasearch": "0.1.0"})
-    return found
+def url(four: RDBStorage, tmp_path: Path) -> str:
+    """The URL of a test's own copy of `four`."""
+    return copied(four, tmp_path)
 
 
 @pytest.fixture

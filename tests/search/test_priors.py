@@ -28,7 +28,7 @@ from metasearch.search.space import load_space, parse_space
 from metasearch.search.store import CONTROLS, DESCRIPTION, LOST, create_study, description_of, load_study, open_storage
 from metasearch.transfer.mapping import MappedPrior
 from metasearch.transfer.priors_file import write_priors
-from tests.fakes import describe, finished_study
+from tests.fakes import copied, describe, finished_study
 
 pytestmark = pytest.mark.usefixtures("nothing_built_in")
 
@@ -36,12 +36,19 @@ OBJECTIVES = ("val_accuracy", "model_bytes")
 SPACE = load_space("quick")
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
+@pytest.fixture(scope="module")
+def two_studies(tmp_path_factory: pytest.TempPathFactory) -> RDBStorage:
     """A storage with the finished studies `first` and `second`, of four trials each, one of them failed."""
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    finished_study(url, "first", tmp_path, trials=4)
-    return finished_study(url, "second", tmp_path, trials=4, fingerprint="2" * 64, task={"text": "usps"})
+    folder = tmp_path_factory.mktemp("two")
+    url = f"sqlite:///{folder / 'studies.db'}"
+    finished_study(url, "first", folder, trials=4)
+    return finished_study(url, "second", folder, trials=4, fingerprint="2" * 64, task={"text": "usps"})
+
+
+@pytest.fixture
+def storage(two_studies: RDBStorage, tmp_path: Path) -> RDBStorage:
+    """A test's own copy of two_studies."""
+    return open_storage(copied(two_studies, tmp_path))
 
 
 def names(chosen: list[MappedPrior]) -> list[str]:

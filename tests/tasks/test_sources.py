@@ -64,7 +64,7 @@ def test_idx_parser_refuses_arbitrary_bytes_with_an_input_error_only(data: bytes
         (to_idx(np.zeros((3, 4), np.uint8))[:-1], "is truncated"),
         (to_idx(np.zeros((3, 4), np.uint8))[:9], "is truncated"),
         (to_idx(np.zeros((3, 4), np.uint8)) + b"x", "has bytes left over"),
-        (gzip.compress(to_idx(np.zeros((30, 40), np.uint8)))[:-12], "cannot be read"),
+        (gzip.compress(to_idx(np.zeros((30, 40), np.uint8)), mtime=0)[:-12], "cannot be read"),
     ],
 )
 def test_damaged_idx_file_is_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:

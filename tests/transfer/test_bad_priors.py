@@ -38,7 +38,7 @@ def test_misleading_priors_do_no_lasting_harm(change: Callable[[list[float]], An
 
 
 def test_good_priors_are_worth_many_trials() -> None:
-    good, cold = mean_best(list), mean_best(None)
+    good, cold = mean_best(list, trials=15), mean_best(None, trials=15)
     assert good[4] < 0.3 * cold[4]
     assert good[9] < cold[14]
 
