@@ -70,8 +70,8 @@ def rows_of(run: Run, table: Table, *, trials: int) -> list[int]:
 
 
 def study_of(table: Table, task: str, rows: Sequence[int], sampler: BaseSampler) -> optuna.Study:
-    """Return a study in memory whose trials are rows of a table."""
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    """Return a study in memory whose trials are rows of a table; of one name, by which a sampler knows it again."""
+    study = optuna.create_study(study_name=f"{table.name}-{task}", directions=["minimize", "minimize"], sampler=sampler)
     for row in rows:
         params = table.params(task, row)
         distributions = {name: table.distributions[name] for name in params}
