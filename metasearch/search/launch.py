@@ -177,7 +177,7 @@ class _Search:
         halving = None
         if space is not None:
             priors = load_warm_start(self.storage, d, space, tell=self.watcher.stage)
-            study.sampler = make_sampler(d.sampler, seed=d.seed, trials_so_far=so_far, priors=priors)
+            study.sampler = make_sampler(d.sampler, seed=d.seed, trials_so_far=so_far, priors=priors, fixed=space.fixed)
             propose = lambda trial: Proposal(space.suggest(trial))  # noqa: E731 - a def here would need its own name
             if d.early_stopping and d.objectives[0] in {"val_accuracy", "val_balanced_accuracy"}:
                 halving = SuccessiveHalving(by_size=not SIZE_METRICS.isdisjoint(d.objectives))

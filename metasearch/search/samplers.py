@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
@@ -11,7 +12,7 @@ from optuna.samplers import BaseSampler
 
 from metasearch.errors import InputError
 from metasearch.spelling import hint
-from metasearch.transfer.prior import Prior
+from metasearch.transfer.prior import NOTHING, Prior
 from metasearch.transfer.sampler import TransferSampler
 
 
@@ -21,12 +22,12 @@ def _tpe(seed: int) -> BaseSampler:
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-SAMPLERS: dict[str, Callable[[int, Sequence[Prior]], BaseSampler]] = {
-    "transfer": lambda seed, priors: TransferSampler(priors, seed=seed),
-    "tpe": lambda seed, _: _tpe(seed),
-    "gp": lambda seed, _: optuna.samplers.GPSampler(seed=seed),
-    "nsga2": lambda seed, _: optuna.samplers.NSGAIISampler(seed=seed),
-    "random": lambda seed, _: optuna.samplers.RandomSampler(seed=seed),
+SAMPLERS: dict[str, Callable[[int, Sequence[Prior], Mapping[str, Any]], BaseSampler]] = {
+    "transfer": lambda seed, priors, fixed: TransferSampler(priors, seed=seed, fixed=fixed),
+    "tpe": lambda seed, *_: _tpe(seed),
+    "gp": lambda seed, *_: optuna.samplers.GPSampler(seed=seed),
+    "nsga2": lambda seed, *_: optuna.samplers.NSGAIISampler(seed=seed),
+    "random": lambda seed, *_: optuna.samplers.RandomSampler(seed=seed),
 }
 SAMPLERS_WITH_PRIORS = ("transfer",)
 """Those that make use of prior studies."""
@@ -39,12 +40,21 @@ def check_sampler(name: str) -> str:
     return name
 
 
-def make_sampler(name: str, *, seed: int, trials_so_far: int, priors: Sequence[Prior] = ()) -> BaseSampler:
-    """Return a sampler for a study that holds `trials_so_far` trials. priors: what it may start from.
+def make_sampler(
+    name: str,
+    *,
+    seed: int,
+    trials_so_far: int,
+    priors: Sequence[Prior] = (),
+    fixed: Mapping[str, Any] = NOTHING,
+) -> BaseSampler:
+    """Return a sampler for a study that holds `trials_so_far` trials.
+
+    priors: what it may start from. fixed: what its space does not search.
 
     The number is part of its seed: a resumed search must not draw again what was drawn before it was interrupted.
     """
     drawn = int(np.random.SeedSequence([seed, trials_so_far]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[check_sampler(name)](drawn, priors)
+        return SAMPLERS[check_sampler(name)](drawn, priors, fixed)

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from metasearch.transfer.prior import NOTHING
+
 Array = NDArray[np.float64]
 Params = dict[str, Any]
 SIDE = 0.5**0.5
@@ -204,18 +206,24 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The cube of some parameters."""
+    """The cube of some parameters. fixed: those among them that new configurations do not choose, with their value."""
 
     axes: tuple[Axis, ...]
     conditions: Conditions = field(default_factory=Conditions)
+    fixed: Params = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, distributions: Mapping[str, BaseDistribution], configurations: Sequence[Mapping[str, Any]] = ()
+        cls,
+        distributions: Mapping[str, BaseDistribution],
+        configurations: Sequence[Mapping[str, Any]] = (),
+        fixed: Mapping[str, Any] = NOTHING,
     ) -> Encoding:
         """Return the encoding of the distributions; conditions are learned from configurations."""
         axes = tuple(Axis(name, distributions[name]) for name in sorted(distributions))
-        return cls(axes, Conditions.learned(configurations, axes))
+        return cls(
+            axes, Conditions.learned(configurations, axes), {a.name: fixed[a.name] for a in axes if a.name in fixed}
+        )
 
     @cached_property
     def parameter(self) -> NDArray[np.intp]:
@@ -224,42 +232,51 @@ class Encoding:
 
     def encode(self, configurations: Sequence[Mapping[str, Any]]) -> Array:
         """Return (N, D); values outside their distribution raise ValueError where they are categorical."""
+        full = [{**self.fixed, **config} for config in configurations] if self.fixed else configurations
         rows = [
             [part for axis in self.axes for part in (axis.encode(c[axis.name]) if axis.name in c else axis.middle)]
-            for c in configurations
+            for c in full
         ]
         return np.array(rows, float).reshape(len(rows), len(self.parameter))
 
     def draw(self, rng: np.random.Generator) -> Params:
         """Return a random configuration, without what its own values make absent."""
-        return self.conditions.kept({axis.name: axis.draw(rng) for axis in self.axes})
+        return self.completed({}, rng)
 
     def untried(self, taken: Array, rng: np.random.Generator) -> Params | None:
         """Return a random configuration that is not among those taken (T, D), of a space that may be listed.
 
         None where nothing is left, or the space is too large.
         """
-        if not 0 < math.prod(len(axis.values) for axis in self.axes) <= LISTED:
+        if not 0 < math.prod(len(axis.values) for axis in self.chosen) <= LISTED:
             return None
-        combined = product(*([(axis.name, value) for value in axis.values] for axis in self.axes))
-        every = [self.conditions.kept(dict(config)) for config in combined]
+        combined = product(*([(axis.name, value) for value in axis.values] for axis in self.chosen))
+        every = [self.conditions.kept(self.fixed | dict(config)) for config in combined]
         left = np.flatnonzero(~repeats(self.encode(every), taken))
         return every[rng.choice(left)] if len(left) else None
 
     def completed(self, config: Mapping[str, Any], rng: np.random.Generator) -> Params:
         """Return a configuration with random values of what is missing."""
-        full = {axis.name: config[axis.name] if axis.name in config else axis.draw(rng) for axis in self.axes}
-        return self.conditions.kept(full)
+        return self.conditions.kept(self._full(config, rng))
 
     def mutated(self, config: Mapping[str, Any], rng: np.random.Generator, *, spread: float = 0.2) -> Params:
         """Return a configuration that differs in one parameter or a few; what becomes active is drawn."""
-        full = {axis.name: config[axis.name] if axis.name in config else axis.draw(rng) for axis in self.axes}
+        full = self._full(config, rng)
         changes = 1 + int(rng.geometric(0.6) - 1)
-        present = [axis for axis in self.axes if axis.name in config]
+        present = [axis for axis in self.chosen if axis.name in config]
         for index in rng.permutation(len(present))[:changes]:
             axis = present[index]
             full[axis.name] = axis.near(full[axis.name], spread, rng)
         return self.conditions.kept(full)
+
+    @cached_property
+    def chosen(self) -> tuple[Axis, ...]:
+        """The axes of parameters that are not fixed."""
+        return tuple(axis for axis in self.axes if axis.name not in self.fixed)
+
+    def _full(self, config: Mapping[str, Any], rng: np.random.Generator) -> Params:
+        own = {axis.name: config[axis.name] if axis.name in config else axis.draw(rng) for axis in self.chosen}
+        return self.fixed | own
 
 
 def repeats(x: Array, taken: Array) -> NDArray[np.bool_]:

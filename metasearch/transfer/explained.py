@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from scipy.stats import spearmanr
 
 from metasearch.transfer.knowledge import Knowledge
+from metasearch.transfer.mapping import fixed_choices
 from metasearch.transfer.prior import Prior
 from metasearch.transfer.results import Results
 
@@ -45,7 +46,8 @@ class Agreement:
 def knowledge_for(study: Prior, priors: Sequence[Prior]) -> Knowledge:
     """Return what the priors know on the space and for the objectives of a study."""
     searched = {name: d for name, d in study.distributions.items() if not d.single()}
-    return Knowledge.of(priors, searched, study.directions)
+    fixed = {name: value for name, value in study.fixed.items() if name not in searched}
+    return Knowledge.of(priors, searched | fixed_choices(priors, fixed), study.directions, fixed)
 
 
 def some_counts(total: int, most: int) -> list[int]:

@@ -19,7 +19,7 @@ from metasearch.transfer.encoding import Encoding, Params
 from metasearch.transfer.gp import Beliefs, Hyperparameters, fit
 from metasearch.transfer.hypervolume import non_dominated
 from metasearch.transfer.mapping import map_prior
-from metasearch.transfer.prior import Prior
+from metasearch.transfer.prior import NOTHING, Prior
 from metasearch.transfer.results import Results
 from metasearch.transfer.surrogates import Location, Mixture, Pool, Process, deviation_of, fit_pool
 from metasearch.transfer.warp import Warp, choose_warp
@@ -59,12 +59,14 @@ class Objective:
 class Knowledge:
     """Prior studies on the space of a study. distributions: its parameters and those that only prior studies have.
 
-    directions: objective -> minimize or maximize. priors: mapped to both.
+    directions: objective -> minimize or maximize. priors: mapped to both. fixed: parameters among these that the study
+    does not choose, with the value that all of its configurations have.
     """
 
     distributions: Mapping[str, BaseDistribution]
     directions: Mapping[str, str]
     priors: tuple[Prior, ...]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     _fits: dict[str, tuple[int, Hyperparameters]] = field(default_factory=dict)
     _believed: tuple[bytes, list[Mixture]] | None = None
 
@@ -74,10 +76,11 @@ class Knowledge:
         priors: Sequence[Prior],
         distributions: Mapping[str, BaseDistribution],
         directions: Mapping[str, str],
+        fixed: Mapping[str, Any] = NOTHING,
     ) -> Knowledge:
         """Return what the priors know; those that share no parameter or no objective are left out."""
         mapped = [map_prior(prior, distributions, directions) for prior in priors]
-        return cls(distributions, directions, tuple(m.prior for m in mapped if not m.refused))
+        return cls(distributions, directions, tuple(m.prior for m in mapped if not m.refused), fixed)
 
     @cached_property
     def signs(self) -> Array:
@@ -110,8 +113,8 @@ class Knowledge:
 
     def encoding(self, trials: Sequence[FrozenTrial]) -> Encoding:
         """Return the encoding of the space, its conditions learned from the priors and the study's own trials."""
-        own = [trial.params for trial in trials if trial.state.is_finished() and trial.params]
-        return Encoding.of(self.distributions, [*self._examples, *own])
+        own = [{**self.fixed, **trial.params} for trial in trials if trial.state.is_finished() and trial.params]
+        return Encoding.of(self.distributions, [*self._examples, *own], self.fixed)
 
     @cached_property
     def _examples(self) -> list[Mapping[str, Any]]:

@@ -25,14 +25,16 @@ class MappedPrior:
     """A prior on the distributions of a new space, and how it came there.
 
     prior: the mapped one, whose directions are those of the shared objectives; the old one where it is refused. kept:
-    parameters that both searched. dropped: those that the new space does not search. filled: those that only the new
-    space searches, with the value that the old one fixed. absent: those of which the old one says nothing. clipped:
+    parameters that both searched. fixed: those that the new space fixes at one of several choices that the old one
+    tried. dropped: others that the new space does not search. filled: those that only the new space searches, with the
+    value that the old one fixed. absent: those of which the old one says nothing. clipped:
     parameter -> values that moved. left_out: trials with a choice that the space does not have. refused: why the prior
     cannot be used, "" where it can.
     """
 
     prior: Prior
     kept: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     filled: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
@@ -47,6 +49,7 @@ class MappedPrior:
             return f"not used: {self.refused}"
         counts = [
             ("kept", len(self.kept), ()),
+            ("fixed here", len(self.fixed), self.fixed),
             ("dropped", len(self.dropped), self.dropped),
             ("filled", len(self.filled), (f"{name}={value}" for name, value in self.filled.items())),
             ("unknown there", len(self.absent), self.absent),
@@ -85,16 +88,17 @@ def map_prior(
 
     An objective is shared where every complete trial measured it, whether the old study improved it or not. active:
     what it does not name is taken out of a trial; by default all stays. fixed: what the new space does not search; a
-    trial with another choice than the fixed one (a family, an optimizer; not a number) is left out.
+    choice of these (a family, an optimizer; not a number) stays in the trials, see `fixed_choices`.
     """
     complete = prior.complete
     shared = {name: d for name, d in objectives.items() if all(name in trial.metrics for trial in complete)}
     kept = tuple(name for name in distributions if name in prior.distributions)
-    dropped = tuple(name for name in prior.distributions if name not in distributions)
     filled = _filled(prior, distributions)
-    mapped = MappedPrior(
-        prior, kept, dropped, filled, tuple(n for n in distributions if n not in kept and n not in filled)
-    )
+    absent = tuple(name for name in distributions if name not in kept and name not in filled)
+    choices = {n: d for n, d in fixed_choices([prior], fixed).items() if n in prior.distributions}
+    dropped = tuple(name for name in prior.distributions if name not in distributions and name not in choices)
+    mapped = MappedPrior(prior, kept, tuple(choices), dropped, filled, absent)
+    distributions = dict(distributions) | choices
     if not complete:
         return replace(mapped, refused="no trial is complete")
     if not kept:
@@ -103,17 +107,36 @@ def map_prior(
         return replace(mapped, refused=f"it measured none of {', '.join(objectives)}")
     trials, clipped = [], Counter[str]()
     for trial in prior.trials:
-        found = None if _contradicts(trial, fixed) else _mapped_params(trial, distributions, filled)
+        found = _mapped_params(trial, distributions, filled)
         if found is not None:
-            names = found.keys() if active is None else found.keys() & active(found)
+            names = found.keys() if active is None else found.keys() & (active(found) | choices.keys())
             trials.append(replace(trial, params={name: value for name, value in found.items() if name in names}))
             clipped.update(name for name in names & trial.params.keys() if _moved(trial.params[name], found[name]))
     if not any(trial.state == "complete" for trial in trials):
         return replace(mapped, refused="every complete trial has a choice that the space does not have")
     still = {name: value for name, value in prior.fixed.items() if name not in distributions}
-    new = replace(prior, directions=shared, distributions=dict(distributions), trials=tuple(trials), fixed=still)
+    new = replace(prior, directions=shared, distributions=distributions, trials=tuple(trials), fixed=still)
     ordered = {name: clipped[name] for name in kept if clipped[name]}
     return replace(mapped, prior=new, clipped=ordered, left_out=len(prior.trials) - len(trials))
+
+
+def fixed_choices(priors: Iterable[Prior], fixed: Mapping[str, Any]) -> dict[str, CategoricalDistribution]:
+    """Return the choices that priors tried, searched or fixed, where a new space fixes one and they tried others.
+
+    A model of the priors needs to know them: what a family of networks costs says little of another one.
+    """
+    found: dict[str, list[Any]] = {}
+    for name, value in fixed.items():
+        if not _is_number(value):
+            tried = [value]
+            for prior in priors:
+                distribution = prior.distributions.get(name)
+                if isinstance(distribution, CategoricalDistribution):
+                    tried += distribution.choices
+                elif name in prior.fixed and not _is_number(prior.fixed[name]):
+                    tried.append(prior.fixed[name])
+            found[name] = list(dict.fromkeys(tried))
+    return {name: CategoricalDistribution(tried) for name, tried in found.items() if len(tried) > 1}
 
 
 def nearest(value: Any, distribution: BaseDistribution) -> Any:
@@ -143,10 +166,6 @@ def _filled(prior: Prior, distributions: Mapping[str, BaseDistribution]) -> dict
             except ValueError:  # a choice that is no more: as if it were not known
                 continue
     return filled
-
-
-def _contradicts(trial: PriorTrial, fixed: Mapping[str, Any]) -> bool:
-    return any(name in fixed and not _is_number(value) and value != fixed[name] for name, value in trial.params.items())
 
 
 def _mapped_params(

@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metasearch.transfer.encoding import Axis, Conditions, Params
 from metasearch.transfer.knowledge import Knowledge, thinned
-from metasearch.transfer.mapping import nearest
-from metasearch.transfer.prior import Prior, objective_names, prior_of
+from metasearch.transfer.mapping import fixed_choices, nearest
+from metasearch.transfer.prior import NOTHING, Prior, objective_names, prior_of
 from metasearch.transfer.proposal import Computed, propose, spread_out
 from metasearch.transfer.results import Results
 from metasearch.transfer.warp import Warp
@@ -55,7 +55,8 @@ class TransferSampler(BaseSampler):
     (`Study.set_metric_names`; unnamed objectives by their position); what does not match is left out. seed: of all that
     is random. computed: objective -> function of the parameters, for objectives that need no trial to be known, such as
     a network's size; it is given what a trial has (inactive parameters are not there), and asked from the first
-    complete trial on, when it is known what that is.
+    complete trial on, when it is known what that is. fixed: what holds for all trials of a study without being one of
+    their parameters, such as a family of networks, for prior studies that tried others, too.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class TransferSampler(BaseSampler):
         *,
         seed: int | None = None,
         computed: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None,
+        fixed: Mapping[str, Any] = NOTHING,
     ) -> None:
         self._priors = tuple(p if isinstance(p, Prior) else prior_of(p) for p in prior_studies)
         self._computed = dict(computed or {})
+        self._fixed = dict(fixed)
         self._rng = np.random.default_rng(seed)
         self._memories: dict[str, Memory] = {}
 
@@ -119,13 +122,14 @@ class TransferSampler(BaseSampler):
         """Return the configuration to try next, of the study's parameters and those that only prior studies have."""
         names = objective_names(study)
         directions = {n: d.name.lower() for n, d in zip(names, study.directions, strict=True)}
-        distributions = dict(search_space) | self._unseen(trials)
+        fixed = {name: value for name, value in self._fixed.items() if name not in search_space}
+        distributions = dict(search_space) | self._unseen(trials) | fixed_choices(self._priors, fixed)
         memory = self._memory(study)
         knowledge = memory.knowledge
         if knowledge is None or (knowledge.distributions, knowledge.directions) != (distributions, directions):
-            knowledge = memory.knowledge = Knowledge.of(self._priors, distributions, directions)
+            knowledge = memory.knowledge = Knowledge.of(self._priors, distributions, directions, fixed)
         encoding = knowledge.encoding(trials)
-        if not encoding.axes:
+        if not encoding.chosen:
             return {}
         results = Results.of(trials, encoding, knowledge.signs, memory.plans)
         enough = results.measured.any() and len(results.values) >= STARTUP
@@ -140,9 +144,9 @@ class TransferSampler(BaseSampler):
         believed = knowledge.beliefs(results)
         complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         exact = self._computed if complete else {}
-        fixed = {n: v for n, v in complete[-1].params.items() if n not in distributions} if complete else {}
+        single = {n: v for n, v in complete[-1].params.items() if n not in distributions} if complete else {}
         objectives = [
-            _exact(exact[name], fixed, sign, warps[m]) if name in exact else believed[m]
+            _exact(exact[name], single, sign, warps[m]) if name in exact else believed[m]
             for m, (name, sign) in enumerate(zip(names, knowledge.signs, strict=True))
         ]
         if knowledge.portfolio and sum(trial.state.is_finished() for trial in trials) < PORTFOLIO:
@@ -156,9 +160,9 @@ class TransferSampler(BaseSampler):
         """
         seen = {name for trial in trials for name in trial.distributions}
         all_of_them = {n: d for prior in reversed(self._priors) for n, d in prior.distributions.items()}
-        unseen = {n: d for n, d in all_of_them.items() if n not in seen and not d.single()}
+        unseen = {n: d for n, d in all_of_them.items() if n not in seen and n not in self._fixed and not d.single()}
         # one that failed may have ended before it asked for all that it would have had
-        finished = [trial.params for trial in trials if trial.state == TrialState.COMPLETE]
+        finished = [{**self._fixed, **trial.params} for trial in trials if trial.state == TrialState.COMPLETE]
         if not unseen or not finished:
             return unseen
         examples = [trial.params for prior in self._priors for trial in prior.trials]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from metasearch.transfer.mapping import MappedPrior, map_prior, nearest, summaries
+from metasearch.transfer.mapping import MappedPrior, fixed_choices, map_prior, nearest, summaries
 from metasearch.transfer.prior import Prior, PriorTrial
 
 ACCURACY = {"val_accuracy": "maximize"}
@@ -172,15 +172,31 @@ def test_what_the_conditions_of_the_new_space_rule_out_is_taken_out_of_a_trial()
     assert mapped.clipped == {"w": 1}
 
 
-def test_trials_with_another_choice_than_the_one_that_the_new_space_fixes_are_left_out() -> None:
+def test_choices_that_the_new_space_fixes_stay_in_the_trials_of_a_prior() -> None:
     old = {"a": UNIT, "family": CategoricalDistribution(("convnet", "mlp")), "epochs": FloatDistribution(1, 9)}
     trials = ({"a": 0.1, "family": "mlp", "epochs": 3.0}, {"a": 0.2, "family": "convnet", "epochs": 3.0})
     prior = prior_of_values(old, *trials)
     mapped = map_prior(prior, {"a": UNIT}, ACCURACY, fixed={"family": "convnet", "epochs": 5.0, "elsewhere": "x"})
-    assert [trial.params for trial in mapped.prior.trials] == [{"a": 0.2}]
-    assert mapped.left_out == 1
-    refused = map_prior(prior, {"a": UNIT}, ACCURACY, fixed={"family": "resnet"})
-    assert refused.refused == "every complete trial has a choice that the space does not have"
+    assert [trial.params for trial in mapped.prior.trials] == [
+        {"a": 0.1, "family": "mlp"},
+        {"a": 0.2, "family": "convnet"},
+    ]
+    assert mapped.outcome.endswith("1 kept, 1 fixed here (family), 1 dropped (epochs)")
+
+
+def test_fixed_choices_are_those_that_some_prior_tried_otherwise() -> None:
+    families = CategoricalDistribution(("convnet", "mlp"))
+    priors = [
+        prior_of_values(
+            {"a": UNIT, "family": families}, {"a": 0.1, "family": "mlp"}, fixed={"loss": "kd", "epochs": 3}
+        ),
+        prior_of_values({"a": UNIT}, {"a": 0.1}, fixed={"loss": "dkd", "optimizer": "sgd"}),
+    ]
+    fixed = {"family": "resnet", "loss": "kd", "optimizer": "sgd", "epochs": 5, "augment": False}
+    assert fixed_choices(priors, fixed) == {
+        "family": CategoricalDistribution(("resnet", "convnet", "mlp")),
+        "loss": CategoricalDistribution(("kd", "dkd")),
+    }
 
 
 def test_a_metric_serves_as_an_objective_though_the_old_study_did_not_improve_it() -> None:

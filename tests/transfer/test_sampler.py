@@ -53,6 +53,22 @@ def test_the_same_seed_makes_the_same_proposals_and_another_one_others(priors: l
     assert first == again != other
 
 
+@pytest.mark.parametrize(("family", "best"), [("convnet", 0.9), ("mlp", 0.1)])
+def test_a_prior_that_tried_other_families_is_heard_for_the_one_that_is_fixed(family: str, best: float) -> None:
+    optima = {"convnet": 0.9, "mlp": 0.1}
+    distributions = {"x": FloatDistribution(0, 1), "family": CategoricalDistribution(list(optima))}
+    tried = [{"x": x, "family": name} for x in np.linspace(0, 1, 15).tolist() for name in optima]
+    trials = tuple(PriorTrial(params, {"loss": (params["x"] - optima[params["family"]]) ** 2}) for params in tried)
+    old = Prior("old", {"loss": "minimize"}, distributions, trials)
+    study = named_study(TransferSampler([old], seed=0, fixed={"family": family}), "loss")
+    first = study.ask()
+    assert abs(first.suggest_float("x", 0, 1) - best) < 0.1
+    study.tell(first, 0.0)
+    assert study.trials[0].params.keys() == {"x"}
+    study.optimize(lambda trial: (trial.suggest_float("x", 0, 1) - best) ** 2, n_trials=4)
+    assert distinct(study) == 5
+
+
 def test_no_configuration_is_tried_twice_while_there_are_others() -> None:
     study = optuna.create_study(sampler=TransferSampler(seed=0))
     study.optimize(few_suggested, n_trials=24)
