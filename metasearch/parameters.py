@@ -157,11 +157,16 @@ POLICY_DEFAULTS: dict[str, Value | Mapping[str, Value]] = {
 
 ADAPTIVE_KINDS = ("hypergradient",)
 """Kinds that only a learning rate may have: training moves their value."""
+NETWORK = "network"
+"""The kind whose values a policy network says."""
+LEARNED_POLICIES = ("learning_rate", "temperature")
+"""What a policy network says; only these may be of its kind."""
 
 
 def kinds_of(policy: str) -> tuple[str, ...]:
     """Return the kinds that a policy may have."""
-    return tuple(kind for kind in KINDS if policy == "learning_rate" or kind not in ADAPTIVE_KINDS)
+    barred = {*(() if policy == "learning_rate" else ADAPTIVE_KINDS), *(() if policy in LEARNED_POLICIES else (NETWORK,))}
+    return tuple(kind for kind in KINDS if kind not in barred)
 
 
 def kind_rule(policy: str) -> Rule:
@@ -178,8 +183,9 @@ SHARES: dict[tuple[str, str], Rule] = {
     ("hypergradient", "beta"): Rule(
         float, low=0, high=1, open_low=True, open_high=True, about="Largest relative change in one step."
     ),
+    (NETWORK, "scale"): Rule(float, low=0.1, high=10, about="Factor on what the policy network says."),
 }
-"""The parameters of a policy kind that are shares (of progress, or of the peak) and no values of the policy."""
+"""The parameters of a policy kind that are shares (of progress, of the peak) or factors, and no values of the policy."""
 
 LAST_VALUES = ("end", "final")
 

@@ -15,6 +15,7 @@ import torch
 from metasearch.configuration import Configuration
 from metasearch.errors import InputError, TrialFailure
 from metasearch.export import write_onnx
+from metasearch.meta.policy_network import PolicyNetwork
 from metasearch.models.weights import save_weights
 from metasearch.records import Config, EpochReport, TrialResult
 from metasearch.run import Run
@@ -39,16 +40,25 @@ def run_pipeline(
     report: Callable[[EpochReport], None] | None = None,
     save_to: Path | None = None,
     read_test: bool = False,
+    policy_network: PolicyNetwork | None = None,
 ) -> TrialResult:
     """Train, compress and measure one student; return what would be deployed, measured.
 
     config: flat, by dotted path (`learning_rate.peak`, `student.width`); what is missing takes its default. teacher:
     needed where alpha > 0. report: called after every epoch; whatever it raises ends the run. save_to: a folder that
     gets the trained weights and the deployed network's ONNX file. read_test: whether to measure the test split, too.
+    policy_network: needed where a policy is of kind network.
     Raises InputError for a configuration that breaks a rule, TrialFailure where it fails by its own doing.
     """
     steps = pipeline_steps(
-        task, config, teacher=teacher, seed=seed, device=device, save_to=save_to, read_test=read_test
+        task,
+        config,
+        teacher=teacher,
+        seed=seed,
+        device=device,
+        save_to=save_to,
+        read_test=read_test,
+        policy_network=policy_network,
     )
     while True:
         try:
@@ -69,13 +79,14 @@ def pipeline_steps(
     device: torch.device | str = "cpu",
     save_to: Path | None = None,
     read_test: bool = False,
+    policy_network: PolicyNetwork | None = None,
 ) -> Steps:
     """Yield a report after every epoch and return the result: `run_pipeline` in steps, for a caller who interleaves."""
     configuration = Configuration.of(config)
     if teacher is None and configuration.alpha > 0:
         raise InputError("alpha", "must be 0 where there is no teacher", configuration.alpha)
     with _own_failures():
-        run = Run(task, configuration, teacher, seed, torch.device(device))
+        run = Run(task, configuration, teacher, seed, torch.device(device), policy_network)
         yield from distill(run)
         if configuration.compresses:
             yield from compress_and_fine_tune(run)

@@ -15,10 +15,12 @@ from metasearch.configuration import Configuration
 from metasearch.errors import InputError
 from metasearch.hypergradient import Hypergradient
 from metasearch.measure import accuracy, count_macs, count_parameters, predict
+from metasearch.meta.policy_network import PolicyNetwork, check_network, resolved
 from metasearch.models import FAMILIES, NetworkSpec, build_network
 from metasearch.models.lowered import LoweredNetwork
 from metasearch.models.module_network import ModuleNetwork, deployable, require_int8
 from metasearch.objective import DistillationObjective
+from metasearch.policies import Policy
 from metasearch.quantize import QuantizedNetwork
 from metasearch.records import EpochReport, StageResult
 from metasearch.tasks import Task
@@ -37,12 +39,15 @@ class Run:
     teacher: Teacher | None
     seed: int
     device: torch.device
+    policy_network: PolicyNetwork | None = None
     stages: list[StageResult] = field(default_factory=list)
     curve: list[EpochReport] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         c = self.configuration
+        for name, policy in (("learning_rate", c.learning_rate), ("temperature", c.temperature)):
+            check_network(policy, self.policy_network, name, optimizer=c.optimizer)
         self.spec = NetworkSpec(c.family, width=round(c.width(0.0)), depth=c.depth)
         self.model = build_network(
             self.spec, input_shape=self.task.input_shape, classes=self.task.classes, seed=self.seed
@@ -67,11 +72,11 @@ class Run:
     ) -> Iterator[EpochReport]:
         """Train self.model. scale: of the learning rate. features: whether a loss of features takes part."""
         c = self.configuration
-        policy = c.learning_rate
-        adaptive = policy.kind == "hypergradient"
+        adaptive = c.learning_rate.kind == "hypergradient"
+        rate = self.policy("learning_rate", c.learning_rate, epochs=epochs)
         schedule = Schedule(
-            learning_rate=Hypergradient.of(policy, scale=scale) if adaptive else lambda p: scale * policy(p),
-            temperature=c.temperature,
+            learning_rate=Hypergradient.of(c.learning_rate, scale=scale) if adaptive else lambda p: scale * rate(p),
+            temperature=self.policy("temperature", c.temperature, epochs=epochs),
             epochs=epochs,
             batch_size=c.batch_size,
             optimizer=c.optimizer,
@@ -95,6 +100,18 @@ class Run:
             self.curve.append(replace(epoch, epoch=done + epoch.epoch, epochs=planned))
             yield self.curve[-1]
         self.stages.append(StageResult(stage, time.perf_counter() - started, self.network_metrics(self.model)))
+
+    def policy(self, name: str, policy: Policy, *, epochs: int) -> Callable[[float], float]:
+        """Return a policy, or what the policy network says in its place for so many epochs of this run's batches."""
+        c, examples = self.configuration, len(self.training_data.labels)
+        return resolved(
+            policy,
+            name,
+            network=self.policy_network,
+            task=self.task,
+            steps=epochs * (examples // min(c.batch_size, examples)),
+            optimizer=c.optimizer,
+        )
 
     def deployable(self) -> LoweredNetwork | ModuleNetwork:
         """Return the network as it stands in the form in which it can be deployed, in floats."""

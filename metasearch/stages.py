@@ -136,7 +136,8 @@ def _gradients(run: Run, model: nn.Module) -> Iterator[None]:
     batch_at = data.epoch(0)
     stride = max(1, len(data.labels) // GRADIENT_INPUTS)
     chosen = torch.arange(0, len(data.labels), stride, device=data.labels.device)
-    temperature = run.configuration.temperature(1.0)
+    c = run.configuration
+    temperature = run.policy("temperature", c.temperature, epochs=run.distill_epochs)(1.0)
     for indices in torch.split(chosen, GRADIENT_BATCH):
         model.zero_grad(set_to_none=True)
         with eval_mode(model):

@@ -25,7 +25,7 @@ from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.objectives import Constraint
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
-from metasearch.search.possible import feature_losses, needs_views, possible_with_task, possible_with_teacher
+from metasearch.search.possible import feature_losses, needs_views, possible_with_policy_network, possible_with_task, possible_with_teacher
 from metasearch.search.prepare import check_writable
 from metasearch.search.priors import load_warm_start
 from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
@@ -119,7 +119,8 @@ class _Search:
         space, left_out = possible_with_task(d.parsed_space(), task)
         teacher = self._teacher(task, space)
         space, more = possible_with_teacher(space, teacher.feature_names)
-        for line in (*left_out, *more):
+        space, unlearned = possible_with_policy_network(space, None)
+        for line in (*left_out, *more, *unlearned):
             self.watcher.stage(line)
         prepare = PipelineWorker.of(source, teacher, device=d.device, threads=self.resources.threads)
         timer = Timer(d.timeout_s, self.stop.set, ["the time limit was reached"]) if d.timeout_s else None

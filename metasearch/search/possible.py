@@ -8,10 +8,11 @@ import numpy as np
 
 from metasearch.configuration import Configuration
 from metasearch.errors import InputError
+from metasearch.meta.policy_network import PolicyNetwork, unusable
 from metasearch.models import FAMILIES, NetworkSpec, build_network
 from metasearch.models.module_network import deployable, require_int8
 from metasearch.objective import FEATURE_LOSSES, needed_features
-from metasearch.parameters import Value
+from metasearch.parameters import LEARNED_POLICIES, NETWORK, Value
 from metasearch.search.settings import Setting
 from metasearch.search.space import Space
 from metasearch.tasks import Task
@@ -56,6 +57,22 @@ def possible_with_teacher(space: Space, features: Iterable[str]) -> Narrowed:
         except InputError as error:
             reasons[loss] = error.rule
     return _without(space, "loss", reasons)
+
+
+def possible_with_policy_network(space: Space, network: PolicyNetwork | None) -> Narrowed:
+    """Return the space without the policies of kind network that the one given, if any, cannot say.
+
+    Raises InputError with the reason where such a policy has no other kind.
+    """
+    lines: list[str] = []
+    for name in LEARNED_POLICIES:
+        path = f"{name}.kind"
+        if not any(setting.path == path and NETWORK in setting.choices for setting in space.settings):
+            continue
+        if reason := unusable(network, name, optimizers=tuple(map(str, _choices(space, "optimizer")))):
+            space, more = _without(space, path, {NETWORK: reason})
+            lines += more
+    return space, lines
 
 
 def feature_losses(space: Space) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""What is learned across episodes: initialisations, hypernetworks and policies."""
