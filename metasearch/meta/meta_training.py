@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from torch import Tensor
 
 from metasearch.errors import InputError, StorageError, TrialFailure
 from metasearch.functions import first_line
+from metasearch.meta.method import Method, query_accuracies
 from metasearch.models.weights import write_tensors
+from metasearch.tasks.domains import Domain
+from metasearch.tasks.episodes import EpisodeBatch, EpisodeShape, sample_episodes
 
 Parameters = Mapping[str, Tensor]
 Gradient = Callable[[Parameters, torch.Generator], tuple[Parameters, float]]
@@ -111,6 +114,35 @@ def meta_train(
             if progress is not None:
                 progress(MetaProgress(state.step, settings.steps, loss, value, state.best_value))
     return MetaTrained(dict(state.best), state.best_value, state.best_step, tuple(state.history))
+
+
+def outer_gradient(method: Method, sample: Callable[[torch.Generator], EpisodeBatch]) -> Gradient:
+    """Return the gradient of a method's outer loss on episodes that `sample` draws; NaN where an inner loop diverges."""
+
+    def gradient(parameters: Parameters, generator: torch.Generator) -> tuple[Parameters, float]:
+        meta = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        try:
+            loss = method.outer_loss(meta, sample(generator))
+        except TrialFailure as failure:
+            if failure.reason != "diverged":
+                raise
+            return {name: torch.full_like(tensor, math.nan) for name, tensor in parameters.items()}, math.nan
+        found = torch.autograd.grad(loss, list(meta.values()), allow_unused=True)
+        return {name: g for name, g in zip(meta, found, strict=True) if g is not None}, float(loss.detach())
+
+    return gradient
+
+
+def accuracy_on(
+    method: Method, domains: Sequence[Domain], *, shape: EpisodeShape, episodes: int, steps: int | None, seed: int
+) -> Callable[[Parameters], float]:
+    """Return what validates a method: its mean query accuracy over the same episodes of these domains every time."""
+    drawn = sample_episodes(domains, shape=shape, count=episodes, generator=torch.Generator().manual_seed(seed))
+
+    def value(parameters: Parameters) -> float:
+        return float(query_accuracies(method, dict(parameters), drawn, steps=steps).mean())
+
+    return value
 
 
 def _is_over(state: _State, settings: LoopSettings) -> bool:
