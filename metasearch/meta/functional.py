@@ -1,11 +1,11 @@
 """A network as a function of its parameters, and what BatchNorm is inside an episode.
 
 Running statistics mean nothing while weights are adapted to one small task, and batch statistics of the query set would
-let each of its answers depend on the others. So a BatchNorm here takes its mean and variance from the *support* set, with
-the weights of the moment, for support and query alike: both go through the network at once, and only the support rows
-enter the statistics. That is differentiable, changes no buffer, and is what a student is that had its running statistics
-recalibrated on the support set (`student_weights` writes them). With the query batch's own statistics, as in Finn et al.
-(2017), an accuracy is *transductive*, and named so.
+let each of its answers depend on the others. So a BatchNorm here takes its mean and variance from the *support* set,
+with the weights of the moment, for support and query alike: both go through the network at once, and only the support
+rows enter the statistics. That is differentiable, changes no buffer, and is what a student is whose running statistics
+were recalibrated on the support set (`student_weights` writes them). With the query batch's own statistics, as in Finn
+et al. (2017), an accuracy is *transductive*, and named so.
 
 Symbols: B batch, S support rows, R query rows, D features before the classifier, K classes.
 """
@@ -104,11 +104,11 @@ class FunctionalNetwork:
         rows = len(support_inputs)
         return self(parameters, torch.cat([support_inputs, query_inputs]), rows=rows)[rows:]
 
-    def head_names(self) -> tuple[str, ...]:
-        """Return the names of the head's parameters. Raises InputError where the network has no linear layer."""
-        if not self.head:
-            raise InputError("network", "must end in a linear layer")
-        return tuple(f"{self.head}.{name}" for name, _ in self.module.get_submodule(self.head).named_parameters())
+    def head_names(self) -> tuple[str, str]:
+        """Return the names of the head's weight and bias. Raises InputError where the network has no such layer."""
+        if not self.head or self.module.get_submodule(self.head).bias is None:
+            raise InputError("network", "must end in a linear layer with a bias")
+        return f"{self.head}.weight", f"{self.head}.bias"
 
     def without_head(self, parameters: Parameters) -> Parameters:
         """Return the parameters of the trunk alone."""

@@ -122,6 +122,19 @@ def query_accuracies(
     return torch.stack(accuracies)
 
 
+def with_head_for(network: FunctionalNetwork, parameters: Parameters, classes: int) -> Parameters:
+    """Return parameters whose head has `classes` outputs: as they are where it has, else its mean row for every class.
+
+    Episodes number their classes at random, so that a row of the meta-learned head is one class's as much as another's;
+    one vector for all of them is what Ye and Chao (2022), section 5, find to lose nothing. The rows part in training.
+    """
+    weight, bias = network.head_names()
+    if len(parameters[weight]) == classes:
+        return parameters
+    repeated = {name: parameters[name].mean(dim=0, keepdim=True) for name in (weight, bias)}
+    return parameters | {name: value.expand(classes, *value.shape[1:]).clone() for name, value in repeated.items()}
+
+
 def require_finite(losses: Tensor, *, what: str) -> None:
     """Raise TrialFailure("diverged"), naming `what`, unless every loss is finite. losses: (T,)."""
     wrong = int((~torch.isfinite(losses)).sum())

@@ -6,7 +6,7 @@ Symbols: N examples of a domain, K classes, D domains; images (C, H, W) uint8 at
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,7 +40,7 @@ class Domain:
     class_names: tuple[str, ...]
     splits: Tensor
     normalisation: Normalisation
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = field(default_factory=Augmentation)
     teacher_logits: Tensor | None = None
 
     def __post_init__(self) -> None:
