@@ -18,22 +18,23 @@ trained through the loss of f on the query set. Means over classes make it indif
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn import functional
 
 from metasearch.errors import InputError
 from metasearch.meta.functional import FunctionalNetwork, Parameters, student_weights
+from metasearch.meta.inner_loop import adapt, per_episode
 from metasearch.meta.method import Inner, Loss, Support, require_finite
 from metasearch.tasks.episodes import EpisodeBatch
 
 PREFIX = "hypernetwork."
-TASK_FEATURES = 3
+TASK_FEATURES = 2
+"""The share of the embedding's variance that lies between the classes, and the logarithm of all of it. Not the numbers
+of classes and shots: where all episodes have the same, they would be free to mean anything for others."""
 LOGIT_SCALE = "log_scale"
 
 
@@ -82,14 +83,15 @@ class Hypernetwork:
             weights = self._proposed(meta, inputs, labels, ways)
             return self.loss(self.network.query_outputs(weights, inputs, query), expected, logits)
 
-        taught = episodes.query_logits is not None
-        losses: Tensor = vmap(query_loss, in_dims=(0, 0, 0, 0, 0 if taught else None))(
+        tensors = (
             episodes.support_inputs,
             episodes.support_labels,
             episodes.query_inputs,
             episodes.query_labels,
             episodes.query_logits,
         )
+        # unlike an inner loop's, the convolutions of all episodes have one weight: vmap makes one batch of them
+        losses = per_episode(query_loss, tensors, vmapped=True)
         require_finite(losses, what="the hypernetwork's proposal")
         return losses.mean()
 
@@ -103,7 +105,13 @@ class Hypernetwork:
             raise InputError("support", "must hold examples of every class and of no other", counts.tolist())
         with torch.no_grad():
             proposed = self._proposed(meta, support.inputs, support.labels, support.classes)
-        return descend(self.network, proposed, support, loss=self.loss, rate=self.inner.rate, steps=steps or 0)
+        weights = adapt(
+            lambda values: self.loss(self.network(values, support.inputs), support.labels, support.logits),
+            proposed,
+            steps=steps or 0,
+            inner_lr=self.inner.rate,
+        )
+        return {name: value.detach() for name, value in weights.items()}
 
     def initialisation(self, meta: Parameters, support: Support) -> Parameters:
         """Return the state_dict of a student with the proposed weights, its running statistics those of the support."""
@@ -146,10 +154,8 @@ class Hypernetwork:
 
     def _task(self, meta: Parameters, embedded: Tensor, mean: Tensor) -> Tensor:
         """Return z (H,). embedded: (S, D). mean: (S, K), the weights of the mean over each class."""
-        shots, classes = len(embedded) / mean.shape[1], mean.shape[1]
-        centres = mean.T @ embedded
-        between = centres.var(dim=0, correction=0).sum() / (embedded.var(dim=0, correction=0).sum() + 1e-6)
-        features = torch.stack([between, between.new_tensor(math.log(classes)), between.new_tensor(math.log(shots))])
+        centres, total = mean.T @ embedded, embedded.var(dim=0, correction=0).sum() + 1e-6
+        features = torch.stack([centres.var(dim=0, correction=0).sum() / total, total.log()])
         of_class = mean.T @ functional.relu(_linear(meta, "phi", embedded))
         # the root of a variance of 0 has no gradient
         deviation = (of_class.var(dim=0, correction=0) + 1e-6).sqrt()
@@ -165,22 +171,6 @@ class Hypernetwork:
         for (scale, shift), by, plus in zip(self.modulated, scales, shifts, strict=True):
             changed |= {scale: trunk[scale] * (1 + by), shift: trunk[shift] + plus}
         return changed
-
-
-def descend(
-    network: FunctionalNetwork, weights: Parameters, support: Support, *, loss: Loss, rate: float, steps: int
-) -> Parameters:
-    """Return weights after plain gradient steps on the support set; they need no gradient."""
-    weights = {name: value.detach() for name, value in weights.items()}
-
-    def support_loss(present: Parameters) -> Tensor:
-        return loss(network(present, support.inputs), support.labels, support.logits)
-
-    gradient: Callable[[Parameters], Parameters] = torch.func.grad(support_loss)
-    for _ in range(steps):
-        found = gradient(weights)
-        weights = {name: value - rate * found[name] for name, value in weights.items()}
-    return weights
 
 
 def _linear(meta: Parameters, name: str, inputs: Tensor) -> Tensor:

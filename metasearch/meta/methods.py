@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from metasearch.meta.functional import FunctionalNetwork
+from metasearch.meta.hypernetwork import Hypernetwork
 from metasearch.meta.maml import Maml
 from metasearch.meta.meta_sgd import MetaSgd
 from metasearch.meta.method import Inner, Loss, Method
@@ -20,6 +21,7 @@ METHODS: dict[str, Maker] = {
     "anil": lambda network, inner, loss: Maml(network, inner, loss, head_only=True),
     "reptile": lambda network, inner, loss: Reptile(network, inner, loss),
     "protonet": lambda network, inner, loss: ProtoNet(network, loss),
+    "hypernetwork": lambda network, inner, loss: Hypernetwork(network, loss, inner),
     "metasgd": lambda network, inner, loss: MetaSgd(network, inner, loss),
 }
 """Each binds its method to a network, an inner loop (which not all of them have) and a loss."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch.nn import functional
 
 from metasearch.errors import InputError
 from metasearch.meta.functional import FunctionalNetwork, Parameters
-from metasearch.meta.hypernetwork import PREFIX, Hypernetwork, descend
+from metasearch.meta.hypernetwork import PREFIX, Hypernetwork
+from metasearch.meta.inner_loop import adapt
 from metasearch.meta.meta_training import LoopSettings, meta_train, outer_gradient
 from metasearch.meta.method import Support, classification_loss, query_accuracies, support_of
 from metasearch.models import NetworkSpec, build_network
@@ -144,11 +147,17 @@ def test_on_new_domains_of_its_family_it_beats_training_from_scratch_by_far() ->
     assert learned > 0.8
 
 
+def support_loss(method: Hypernetwork, support: Support, weights: Parameters) -> Tensor:
+    return method.loss(method.network(weights, support.inputs), support.labels, None)
+
+
 def scratch_accuracy(method: Hypernetwork, episodes: EpisodeBatch, *, rate: float) -> float:
     network, correct = method.network, []
     for index in range(len(episodes)):
         support = support_of(episodes, index)
-        weights = descend(network, network.parameters(), support, loss=method.loss, rate=rate, steps=30)
+        weights = adapt(
+            partial(support_loss, method, support), network.parameters(), steps=30, inner_lr=rate, first_order=True
+        )
         outputs = network.query_outputs(weights, support.inputs, episodes.query_inputs[index])
         correct.append((outputs.argmax(dim=1) == episodes.query_labels[index]).double().mean())
     return float(torch.stack(correct).mean())
@@ -157,11 +166,8 @@ def scratch_accuracy(method: Hypernetwork, episodes: EpisodeBatch, *, rate: floa
 def test_gradient_steps_on_the_support_set_may_follow_the_proposal() -> None:
     method = hypernetwork()
     meta, support = method.initial(), support_of(episodes_of(3), 0)
-
-    def loss(weights: Parameters) -> float:
-        return float(method.loss(method.network(weights, support.inputs), support.labels, None))
-
-    assert loss(method.adapt(meta, support, steps=5)) < loss(method.adapt(meta, support))
+    after, before = (support_loss(method, support, method.adapt(meta, support, steps=n)) for n in (5, 0))
+    assert float(after) < float(before)
 
 
 def test_a_class_without_a_support_example_is_refused_in_one_line() -> None:
