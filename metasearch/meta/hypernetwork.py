@@ -10,9 +10,10 @@ together, E task features. The base network f is one of ours; its trunk t is sha
     c_k = mean over class k of t'(x_i)              (K, D) class means under the modulated trunk t'
     w_k = s (c_k + psi_w(c_k, z)),  b_k = -s |c_k|^2 / 2 + psi_b(c_k, z)      the classifier
 
-M_s, M_b and psi are 0 at first, where f is the class-mean classifier of Snell et al. (2017) on the plain trunk: logits
-differ from -s/2 |t(x) - c_k|^2 by a constant of x. Weights from a network: Ha et al. (2017). Everything, t included, is
-trained through the loss of f on the query set. Means over classes make it indifferent to the classes' order and number.
+M_s, M_b and psi are 0 and s is 2 at first, where f is the class-mean classifier of Snell et al. (2017) on the plain
+trunk: logits differ from -|t(x) - c_k|^2 by what all classes have in common. Weights from a network: Ha et al. (2017).
+Everything, t included, is trained through the loss of f on the query set. Means over classes make it indifferent to the
+classes' order and number.
 """
 
 from __future__ import annotations
@@ -71,8 +72,7 @@ class Hypernetwork:
             for name, layer in layers.items()
             for key, value in layer.named_parameters()
         }
-        # the features of a trunk with D of them lie about sqrt(D) apart: logits of order 1
-        own[PREFIX + LOGIT_SCALE] = torch.tensor(-0.5 * math.log(width))
+        own[PREFIX + LOGIT_SCALE] = torch.tensor(math.log(2.0))  # that of Snell et al.: -|t(x) - c_k|^2
         return trunk | own
 
     def outer_loss(self, meta: Parameters, episodes: EpisodeBatch) -> Tensor:

@@ -26,12 +26,26 @@ CHANNELS = "channels"
 """The present size of each channel group, for a network whose groups are known."""
 SIZES = "sizes"
 """For any other network, the numbers of its layers (in_channels, groups, ...) that pruning changed, by layer."""
+BESIDE = "meta:"
+"""Before the names of tensors that lie in a file beside the network's: a meta-learner's."""
 
 Sizes = dict[str, dict[str, int | tuple[int, ...]]]
 
 
-def save_weights(model: nn.Module, path: Path, *, spec: NetworkSpec, task: Task) -> None:
-    """Write the weights atomically, with the network's spec, present channels and class names."""
+def save_weights(
+    model: nn.Module,
+    path: Path,
+    *,
+    spec: NetworkSpec,
+    task: Task,
+    beside: Mapping[str, Tensor] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the weights atomically, with the network's spec, present channels and class names.
+
+    beside: tensors that are not the network's, under BESIDE and their names; metadata: more texts. `load_weights` reads
+    neither.
+    """
     described: dict[str, Any] = {
         "spec": str(spec),
         "input_shape": list(task.input_shape),
@@ -43,7 +57,8 @@ def save_weights(model: nn.Module, path: Path, *, spec: NetworkSpec, task: Task)
     except TypeError:
         built = build_network(spec, input_shape=task.input_shape, classes=task.classes, seed=0)
         described[SIZES] = _changed_sizes(built, model)
-    write_tensors(model.state_dict(), path, metadata={"network": json.dumps(described)})
+    tensors = model.state_dict() | {BESIDE + name: tensor for name, tensor in (beside or {}).items()}
+    write_tensors(tensors, path, metadata={"network": json.dumps(described), **(metadata or {})})
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
@@ -80,7 +95,8 @@ def load_weights(path: Path, *, family: str | None = None) -> nn.Module:
     try:
         with safe_open(path, framework="pt") as file:
             described: Any = json.loads((file.metadata() or {}).get("network", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            names = [name for name in file.keys() if not name.startswith(BESIDE)]  # noqa: SIM118 - not a dict
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
     shapes = (DESCRIBED | {CHANNELS}, DESCRIBED | {SIZES})
