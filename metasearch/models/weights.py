@@ -22,6 +22,8 @@ from metasearch.tasks import Task
 DESCRIBED = {"spec", "input_shape", "classes"}
 CLASS_NAMES = "class_names"
 """Described too, for who reads the file; older files lack it."""
+META = "meta"
+"""A second entry of the metadata, in files of meta-learned weights: how they came about."""
 CHANNELS = "channels"
 """The present size of each channel group, for a network whose groups are known."""
 SIZES = "sizes"
@@ -75,17 +77,7 @@ def load_weights(path: Path, *, family: str | None = None) -> nn.Module:
     Raises NotFoundError if there is no such file; InputError if it is damaged, not ours, of a family that was not
     named, or its tensors do not have the shapes that its description asks for.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            described: Any = json.loads((file.metadata() or {}).get("network", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
-    shapes = (DESCRIBED | {CHANNELS}, DESCRIBED | {SIZES})
-    if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} not in shapes:
-        raise InputError(str(path), "must carry a description of its network in the metadata")
+    described, tensors = _read(path)
     spec = NetworkSpec.parse(described["spec"], place=str(path))
     if spec.family not in FAMILIES and spec.family != family:
         rule = "is of a family that runs code of its own: needs load_weights(path, family=...) with its name"
@@ -111,6 +103,32 @@ def load_weights(path: Path, *, family: str | None = None) -> nn.Module:
     if SIZES in described:
         _require_run(model, tuple(described["input_shape"]), path)
     return model
+
+
+def describe_weights(path: Path) -> dict[str, Any]:
+    """Return what a weights file says of its network: spec, input_shape, classes, class_names; `meta`, {} if none.
+
+    `meta` is how it was meta-learned: `method`, and what else its maker noted. Raises as `load_weights` does.
+    """
+    described, _ = _read(path)
+    return described
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description in a weights file, with `meta`, and its tensors."""
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            noted = file.metadata() or {}
+            described, meta = json.loads(noted.get("network", "null")), json.loads(noted.get(META, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
+    shapes = (DESCRIBED | {CHANNELS}, DESCRIBED | {SIZES})
+    if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} not in shapes or not isinstance(meta, dict):
+        raise InputError(str(path), "must carry a description of its network in the metadata")
+    return described | {META: meta}, tensors
 
 
 def _with_channels(model: nn.Module, present: Any, path: Path) -> nn.Module:
