@@ -112,9 +112,7 @@ def meta_files(paths: list[Path]) -> dict[str, Path]:
     return found
 
 
-def find_source(
-    init: str, *, teacher: SourceNetwork | None, files: Mapping[str, Path], task: Task
-) -> SourceNetwork:
+def find_source(init: str, *, teacher: SourceNetwork | None, files: Mapping[str, Path], task: Task) -> SourceNetwork:
     """Return the network that an initialisation other than `random` starts from.
 
     teacher: its network, where that is open. files: weights by the name of the initialisation. Raises InputError saying
@@ -136,7 +134,9 @@ def initial_weights(model: nn.Module, source: SourceNetwork, *, spec: NetworkSpe
     Raises InputError for a student of another family, or a family of the user's own.
     """
     if spec.family != source.spec.family or spec.family not in LAYOUTS:
-        raise InputError(PLACE, f"starts from a network of family {source.spec.family}, and needs its like", spec.family)
+        raise InputError(
+            PLACE, f"starts from a network of family {source.spec.family}, and needs its like", spec.family
+        )
     student, origin = _Network(model), _Network(_normalised_as(task.normalisation, source))
     namesake = _namesakes(spec, source.spec, model, source.model)
     taken = 0
