@@ -25,11 +25,17 @@ from metasearch.flags import (
     DataRoot,
     Device,
     Download,
+    FixStrategy,
+    FixStructure,
     GpusPerTrial,
     ImageSize,
+    InitFrom,
     MaxTrain,
+    MetaFiles,
+    NarrowStructure,
     Seed,
     SkipCorrupt,
+    SourceTask,
     StorageUrl,
     StudyName,
     TaskText,
@@ -45,6 +51,7 @@ from metasearch.flags import (
     Workers,
     read_configurations,
     seconds,
+    source_of_joint_training,
 )
 from metasearch.prior_commands import priors_app
 from metasearch.transfer_command import transfer
@@ -95,6 +102,12 @@ def launch(
     sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer",
     warm_start: WarmStartText = "auto",
     enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
+    init_from: InitFrom = None,
+    meta: MetaFiles = None,
+    source_task: SourceTask = None,
+    fix_structure: FixStructure = None,
+    narrow_structure: NarrowStructure = None,
+    fix_strategy: FixStrategy = None,
     early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
     data_root: DataRoot = None,
@@ -134,6 +147,7 @@ def launch(
     timeout_s = None if timeout is None else seconds(timeout)
     loaded = load_space(space)
     store = open_storage(url, create=True)
+    from metasearch.search.earlier import Decided
     from metasearch.search.prepare import Options, prepare_study
     from metasearch.teachers import teacher_from_flags
 
@@ -160,6 +174,10 @@ def launch(
         enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
         warm_start=warm_start,
+        init_from=init_from,
+        meta=tuple(meta or ()),
+        joint=source_of_joint_training(source, source_task),
+        decided=Decided(structure=fix_structure, structure_range=narrow_structure, strategy=fix_strategy),
     )
     console = _console()
     tell = partial(console.print, markup=False, soft_wrap=True)
@@ -196,6 +214,9 @@ def run(
     teacher_mean: TeacherMean = "probabilities",
     teacher_labels_only: TeacherLabelsOnly = False,
     teacher_features: TeacherFeatures = None,
+    init_from: InitFrom = None,
+    meta: MetaFiles = None,
+    source_task: SourceTask = None,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write weights and ONNX file there.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -206,6 +227,7 @@ def run(
     skip_corrupt: SkipCorrupt = False,
     augment: Augment = None,
     unlabelled: Unlabelled = None,
+    storage: StorageUrl = None,
 ) -> None:
     """Run one configuration, without a search, and print its result as JSON."""
     from metasearch.configuration import Configuration
@@ -227,6 +249,7 @@ def run(
         unlabelled=unlabelled,
     )
     from metasearch import run_configuration
+    from metasearch.search.prepare import initial_files
     from metasearch.teachers import teacher_from_flags
 
     console = _console()
@@ -244,6 +267,8 @@ def run(
         device=device,
         seed=seed,
         save_to=to,
+        initial=initial_files(lambda: _store(storage), init_from, meta or ()),
+        joint=source_of_joint_training(source, source_task),
         report=lambda e: console.print(
             f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"
         ),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metasearch.errors import InputError, NotFoundError
+
+if TYPE_CHECKING:
+    from metasearch.tasks import TaskSource
 
 TaskText = Annotated[
     str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, table:FILE, ...")
@@ -72,6 +76,31 @@ WarmStartText = Annotated[
         help="auto: all priors that fit (auto,-NAME: but one); none; or NAME,NAME of `metasearch priors`.",
     ),
 ]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="STUDY|FILE",
+        help="What student.init=prior_student starts from: the best student of a study, or a weights file.",
+    ),
+]
+MetaFiles = Annotated[
+    list[str] | None,
+    typer.Option("--meta", metavar="FILE", help="Weights that `metasearch meta-train` made, for student.init; repeat."),
+]
+SourceTask = Annotated[
+    str | None,
+    typer.Option("--source", metavar="TASK", help="Train on this task, too, by source_weight; of the same image size."),
+]
+FixStructure = Annotated[
+    str | None, typer.Option(metavar="STUDY", help="Fix family, width and depth at those of its best student.")
+]
+NarrowStructure = Annotated[
+    str | None, typer.Option(metavar="STUDY", help="Narrow family, width and depth to those on its front.")
+]
+FixStrategy = Annotated[
+    str | None, typer.Option(metavar="STUDY", help="Fix learning rate, loss, pruning, ... at its best trial's.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
 GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
@@ -101,3 +130,8 @@ def seconds(text: str) -> float:
     if match is None:
         raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def source_of_joint_training(target: TaskSource, text: str | None) -> TaskSource | None:
+    """Return the source task that `--source` names, read as the target is but whole; None where there is none."""
+    return None if text is None else replace(target, text=text, max_train=None, augment=None, unlabelled=None)

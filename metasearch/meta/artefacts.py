@@ -13,28 +13,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from metasearch.errors import InputError, NotFoundError, StorageError
+from metasearch.errors import InputError, StorageError
 from metasearch.folders import cache_folder
-from metasearch.functions import first_line
+from metasearch.initial import SourceNetwork
 from metasearch.meta.functional import FunctionalNetwork
 from metasearch.meta.method import Inner, Method, Support, classification_loss
 from metasearch.meta.methods import METHODS
 from metasearch.models import NetworkSpec, build_network
-from metasearch.models.weights import BESIDE, save_weights
+from metasearch.models.weights import BESIDE, META, read_tensors, save_weights
 from metasearch.tasks import Task
 from metasearch.tasks.domains import DomainSplit
 
 VERSION = 1
 """Part of every digest: changes with what meta-training computes."""
-METADATA = "meta"
 STUDENT_SHOTS = 20
 """The most examples of a class from which a student is initialised; BatchNorm's statistics gain little from more."""
 
@@ -119,9 +117,7 @@ def write_artefact(
     student.load_state_dict(method.initialisation(dict(meta), support))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(
-            student, path, spec=spec, task=task, beside=meta, metadata={METADATA: json.dumps({**record, "task": task.name})}
-        )
+        save_weights(student, path, spec=spec, task=task, beside=meta, meta={**record, "task": task.name})
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error})") from error
 
@@ -129,8 +125,8 @@ def write_artefact(
 def read_artefact(path: Path, *, methods: Sequence[str] = tuple(METHODS)) -> Artefact:
     """Return what `write_artefact` wrote.
 
-    Raises NotFoundError if there is no such file; InputError if it is no safetensors file (a pickle, which may hold
-    code, is never opened), not one of meta-train's, of another method, or its meta-parameters are of other shapes.
+    Raises as `read_tensors` does; InputError if it is not one of meta-train's, of another method, or its
+    meta-parameters are of other shapes.
     """
     record, described, meta = _read(path)
     name = record.get("method")
@@ -152,22 +148,22 @@ def read_artefact(path: Path, *, methods: Sequence[str] = tuple(METHODS)) -> Art
     return Artefact(path, method, {key: meta[key] for key in method.initial()}, spec, shape, record)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return what the metadata of a file of meta-train say: its `method` and how it came about."""
-    return _read(path)[0]
+def proposed_for(task: Task, source: SourceNetwork, path: Path) -> SourceNetwork:
+    """Return the source of a student's weights as its method proposes it for the task at hand.
+
+    source: what `initial.load_source` read in the same file, proposed for another task; it is returned as it is where
+    the file holds no meta-parameters.
+    """
+    if not any(name.startswith(BESIDE) for name in read_tensors(path)[1]):
+        return source
+    return replace(source, model=read_artefact(path).student_for(task))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such file of meta-train")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            record, described = (json.loads(metadata.get(key, "null")) for key in (METADATA, "network"))
-            names = [name for name in file.keys() if name.startswith(BESIDE)]  # noqa: SIM118 - not a dict
-            meta = {name.removeprefix(BESIDE): file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise InputError(str(path), f"must be a safetensors file of meta-train ({first_line(error)})") from error
+    """Return the record of a file, the description of its network, and the meta-parameters."""
+    noted, tensors = read_tensors(path)
+    record, described = noted.get(META), noted.get("network")
     if not isinstance(record, dict):
         raise InputError(str(path), "must be a file of meta-train: it says nothing of a method")
+    meta = {name.removeprefix(BESIDE): tensor for name, tensor in tensors.items() if name.startswith(BESIDE)}
     return record, described if isinstance(described, dict) else {}, meta

@@ -1,7 +1,4 @@
-"""The last of the four steps: a student, meta-learned or random, trained on the target task, and its accuracy on the way.
-
-Symbols: N examples of the target, K classes.
-"""
+"""The last of the four steps: a student, meta-learned or random, trained on the target task, and its accuracy."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ class FineTuning:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What came of the target task: validation accuracy in [0, 1] before training and after each epoch, from both starts.
+    """What came of the target task: validation accuracy in [0, 1], before training and after each epoch, by start.
 
     student: the one that began with the meta-learned weights, trained.
     """
@@ -44,9 +41,7 @@ class Target:
     random: tuple[float, ...]
 
 
-def fine_tune_on(
-    task: Task, artefact: Artefact, *, teacher: Teacher | None, settings: FineTuning, seed: int
-) -> Target:
+def fine_tune_on(task: Task, artefact: Artefact, *, teacher: Teacher | None, settings: FineTuning, seed: int) -> Target:
     """Return both students' accuracies over the same batches of the same training.
 
     Raises InputError for a task of another input shape, TrialFailure where a training diverges.
@@ -78,5 +73,5 @@ def _curve(model: nn.Module, task: Task, teacher: Teacher | None, settings: Fine
         generator=torch.Generator().manual_seed(seed),
         stage="fine_tune",
     ):
-        accuracies.append(report.val_accuracy)  # noqa: PERF401 - a training, not a list
+        accuracies.append(report.val_accuracy)
     return accuracies

@@ -83,8 +83,10 @@ def held_out_gain(
     rate = max(by_rate, key=lambda candidate: by_rate[candidate])
     learned = query_accuracies(method, dict(meta), judging)
     random = scratch_accuracies(network, start, judging, loss=loss, steps=steps, rate=rate)
-    numbers = [number for values in (learned, random, learned - random) for number in _interval(values)]
-    return Gain(*numbers, random_rate=rate, steps=steps, episodes=episodes)
+    (accuracy, within), (of_random, random_within), (gain, gain_within) = map(
+        _interval, (learned, random, learned - random)
+    )
+    return Gain(accuracy, within, of_random, random_within, gain, gain_within, rate, steps, episodes)
 
 
 def scratch_accuracies(

@@ -19,7 +19,7 @@ classes' order and number.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -49,7 +49,7 @@ class Hypernetwork:
 
     network: FunctionalNetwork
     loss: Loss
-    inner: Inner = Inner()
+    inner: Inner = field(default_factory=Inner)
     hidden: int = 64
     seed: int = 0
 
@@ -79,7 +79,9 @@ class Hypernetwork:
         """Return the mean loss on the query sets under the proposed weights."""
         ways = int(episodes.support_labels.max()) + 1
 
-        def query_loss(inputs: Tensor, labels: Tensor, query: Tensor, expected: Tensor, logits: Tensor | None) -> Tensor:
+        def query_loss(
+            inputs: Tensor, labels: Tensor, query: Tensor, expected: Tensor, logits: Tensor | None
+        ) -> Tensor:
             weights = self._proposed(meta, inputs, labels, ways)
             return self.loss(self.network.query_outputs(weights, inputs, query), expected, logits)
 
@@ -166,8 +168,8 @@ class Hypernetwork:
         if not self.modulated:
             return {}
         sizes = [len(trunk[scale]) for scale, _ in self.modulated]
-        scales, shifts = (part.split(sizes) for part in _linear(meta, "modulation", z).chunk(2))
-        changed = {}
+        scales, shifts = (torch.split(part, sizes) for part in _linear(meta, "modulation", z).chunk(2))
+        changed: Parameters = {}
         for (scale, shift), by, plus in zip(self.modulated, scales, shifts, strict=True):
             changed |= {scale: trunk[scale] * (1 + by), shift: trunk[shift] + plus}
         return changed

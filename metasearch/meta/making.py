@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from metasearch.errors import InputError
-from metasearch.meta.artefacts import Artefact, artefact_path, bound_method, family_digest, read_artefact, write_artefact
+from metasearch.meta.artefacts import (
+    Artefact,
+    artefact_path,
+    bound_method,
+    family_digest,
+    read_artefact,
+    write_artefact,
+)
 from metasearch.meta.functional import Parameters
 from metasearch.meta.held_out import held_out_gain
 from metasearch.meta.meta_training import LoopSettings, MetaProgress, accuracy_on, meta_train, outer_gradient
@@ -67,7 +74,9 @@ class MetaRequest:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise InputError("--method", f"must be one of {', '.join(METHODS)} {hint(self.method, METHODS)}", self.method)
+            raise InputError(
+                "--method", f"must be one of {', '.join(METHODS)} {hint(self.method, METHODS)}", self.method
+            )
         NetworkSpec.parse(self.student, place="--student")
         if self.start is not None:
             read_artefact(Path(self.start), methods=(self.method,))
@@ -112,9 +121,9 @@ def make_artefact(
     """Return the artefact of a request: from the cache, else meta-trained, from its checkpoint where a run was cut off.
 
     progress: called after every validation. tell: called with a line on what happens next.
-    Raises InputError for a family of fewer than three tasks, for more ways or shots than a domain has, and for a teacher
-    that does not fit; TrialFailure where the inner loop diverges throughout; StorageError for a cache that cannot be
-    written.
+    Raises InputError for a family of fewer than three tasks, for more ways or shots than a domain has, and for a
+    teacher that does not fit; TrialFailure where the inner loop diverges throughout; StorageError for a cache that
+    cannot be written.
     """
     domains = family_domains(request, tell=tell)
     for part in (domains.train, domains.validation, domains.test):
@@ -148,7 +157,9 @@ def taught_domains(member: Member, request: MetaRequest, *, tell: Tell) -> tuple
     Raises InputError for domains cut by a column: their classes are those of the whole.
     """
     if member.rule == "column":
-        raise InputError("--teacher", "cannot be cut into tasks by a column: use groups, classes or random", str(member))
+        raise InputError(
+            "--teacher", "cannot be cut into tasks by a column: use groups, classes or random", str(member)
+        )
     source = replace(request.source, text=member.task)
     task = load_task(source)
     tell(f"teacher {request.teacher} of {member.task}")

@@ -12,16 +12,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from metasearch.errors import InputError, StorageError, TrialFailure
-from metasearch.functions import first_line
 from metasearch.meta.method import Method, query_accuracies
-from metasearch.models.weights import write_tensors
+from metasearch.models.weights import read_tensors, write_tensors
 from metasearch.tasks.domains import Domain
 from metasearch.tasks.episodes import EpisodeBatch, EpisodeShape, sample_episodes
 
@@ -30,6 +27,8 @@ Gradient = Callable[[Parameters, torch.Generator], tuple[Parameters, float]]
 """From meta-parameters and the generator of all random choices to their gradient, by name, and the outer loss."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What torch's Adam keeps of a parameter."""
+LOOP = "loop"
+"""The key of a checkpoint's metadata."""
 MOST_SKIPPED = 20
 """Steps in a row whose gradient is not finite, after which meta-training gives up."""
 
@@ -117,7 +116,7 @@ def meta_train(
 
 
 def outer_gradient(method: Method, sample: Callable[[torch.Generator], EpisodeBatch]) -> Gradient:
-    """Return the gradient of a method's outer loss on episodes that `sample` draws; NaN where an inner loop diverges."""
+    """Return the gradient of a method's outer loss on episodes that `sample` draws; NaN where one diverges."""
 
     def gradient(parameters: Parameters, generator: torch.Generator) -> tuple[Parameters, float]:
         meta = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
@@ -154,7 +153,9 @@ def _step(state: _State, gradient: Gradient, settings: LoopSettings) -> float:
     """Take one step; return the outer loss."""
     gradients, outer = gradient(state.detached(), state.generator)
     state.step += 1
-    norm = torch.sqrt(sum((g.double().square().sum() for g in gradients.values()), torch.zeros((), dtype=torch.float64)))
+    norm = torch.sqrt(
+        sum((g.double().square().sum() for g in gradients.values()), torch.zeros((), dtype=torch.float64))
+    )
     if not bool(norm.isfinite()):
         state.skipped += 1
         if state.skipped >= MOST_SKIPPED:
@@ -214,14 +215,17 @@ class _State:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(tensors, path, metadata={"loop": json.dumps(numbers)})
+            write_tensors(tensors, path, metadata={LOOP: json.dumps(numbers)})
         except OSError as error:
             raise StorageError(f"{path}: the checkpoint cannot be written ({error})") from error
 
     def read(self, path: Path, identity: str) -> None:
-        tensors, numbers = _read_checkpoint(path)
-        if numbers["identity"] != identity:
-            raise InputError(str(path), "must be a checkpoint of this very run: other settings, data or version made it")
+        noted, tensors = read_tensors(path)
+        numbers = noted.get(LOOP)
+        if not isinstance(numbers, dict) or numbers["identity"] != identity:
+            raise InputError(
+                str(path), "must be a checkpoint of this very run: other settings, data or version made it"
+            )
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"now.{name}"])
             if f"adam.step.{name}" in tensors:  # a parameter without a gradient so far has no moments
@@ -231,15 +235,3 @@ class _State:
         self.step, self.best_step, self.skipped = numbers["step"], numbers["best_step"], numbers["skipped"]
         self.best_value = numbers["best_value"]
         self.history = [tuple(entry) for entry in numbers["history"]]
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            numbers: Any = json.loads((file.metadata() or {}).get("loop", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(str(path), f"must be a checkpoint of meta-train ({first_line(error)})") from error
-    if not isinstance(numbers, dict):
-        raise InputError(str(path), "must be a checkpoint of meta-train")
-    return tensors, numbers

@@ -1,4 +1,4 @@
-"""From a family to a policy network: its few-example tasks, training by evolution, and what it gains on held-out domains.
+"""From a family to a policy network: its few-example tasks, its training, and what it gains on held-out domains.
 
 Symbols: T tasks; a task is a domain with some of its examples and a number of optimizer steps to learn it in.
 """
@@ -19,10 +19,11 @@ from metasearch.errors import InputError, StorageError
 from metasearch.meta.artefacts import artefact_path, family_digest
 from metasearch.meta.making import Tell
 from metasearch.meta.meta_training import LoopSettings, MetaProgress, meta_train
-from metasearch.meta.policy_network import METHOD, PolicyNetwork, load_policy_network, save_policy_network
+from metasearch.meta.policy_network import PolicyNetwork, load_policy_network, save_policy_network
 from metasearch.meta.policy_training import (
     PolicyTask,
     ShortTraining,
+    Value,
     best_on_family,
     few_examples,
     outer_loss,
@@ -34,6 +35,7 @@ from metasearch.meta.policy_training import (
     with_weights,
 )
 from metasearch.models import NetworkSpec
+from metasearch.parameters import POLICY_METHOD
 from metasearch.policies import Policy
 from metasearch.tasks import Task, TaskSource
 from metasearch.tasks.domains import Domain, split_domains
@@ -42,8 +44,8 @@ from metasearch.teachers import TeacherSource, teacher_for
 
 PEAKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Rates among which the best constant and the best cosine are chosen on the family."""
-EXAMPLES, STEPS = (100, 500), (50, 150)
-"""Training examples and optimizer steps of the family's tasks, drawn log-uniformly."""
+DRAWN = ((100, 500), (50, 150))
+"""From where to where the training examples and the optimizer steps of the family's tasks are drawn, log-uniformly."""
 VALIDATION_SEEDS = (1_000_001,)
 VALIDATIONS = 10
 
@@ -101,8 +103,8 @@ class Comparison:
     @property
     def better(self) -> int:
         """The number of tasks on which the network beats both."""
-        others = zip(*(self.losses[name] for name in self.losses if name != METHOD), strict=True)
-        return sum(own < min(rest) for own, rest in zip(self.losses[METHOD], others, strict=True))
+        others = zip(*(self.losses[name] for name in self.losses if name != POLICY_METHOD), strict=True)
+        return sum(own < min(rest) for own, rest in zip(self.losses[POLICY_METHOD], others, strict=True))
 
     def record(self) -> dict[str, Any]:
         """Return it JSON-ready."""
@@ -110,13 +112,13 @@ class Comparison:
 
 
 def policy_tasks(domains: Sequence[Domain], *, each: int, seed: int, teacher: str | None = None) -> list[PolicyTask]:
-    """Return `each` tasks of every domain, with examples and steps drawn log-uniformly from EXAMPLES and STEPS."""
+    """Return `each` tasks of every domain, with examples and steps drawn as DRAWN says."""
     rng = np.random.default_rng(seed)
     tasks = []
     for domain in domains:
         whole = domain.task()
         for index in range(each):
-            examples, steps = (round(math.exp(rng.uniform(*map(math.log, limits)))) for limits in (EXAMPLES, STEPS))
+            examples, steps = (round(math.exp(rng.uniform(math.log(low), math.log(high)))) for low, high in DRAWN)
             few = few_examples(whole, examples=max(examples, whole.classes), seed=seed + index)
             tasks.append(PolicyTask(few, steps, None if teacher is None else _logits(few, teacher, seed)))
     return tasks
@@ -143,16 +145,21 @@ def make_policy_network(
     }
     if request.start is not None:
         described["start"] = hashlib.sha256(Path(request.start).read_bytes()).hexdigest()
-    path = artefact_path(METHOD, described)
+    path = artefact_path(POLICY_METHOD, described)
     if path.is_file():
-        tell(f"{METHOD}: found in the cache, {path}")
+        tell(f"{POLICY_METHOD}: found in the cache, {path}")
         return path, load_policy_network(path)
     parts = [
         policy_tasks(part, each=request.tasks_each, seed=request.seed, teacher=request.teacher)
         for part in (domains.train, domains.validation, domains.test)
     ]
     network, comparison = train_policy_network(
-        *parts, request=request, checkpoint=path.with_suffix(".checkpoint"), identity=path.name, progress=progress, tell=tell
+        *parts,
+        request=request,
+        checkpoint=path.with_suffix(".checkpoint"),
+        identity=path.name,
+        progress=progress,
+        tell=tell,
     )
     record = {**described, "fingerprint": described["family"], "family": request.family, "gain": comparison.record()}
     try:
@@ -179,7 +186,7 @@ def train_policy_network(
     training = request.training
     baselines = baselines_on(train, training=training, seed=request.seed)
     shown = ", ".join(f"{name} {policy.parameters}" for name, policy in baselines.items())
-    tell(f"{METHOD}: {len(train)} tasks to learn from; best on them: {shown}")
+    tell(f"{POLICY_METHOD}: {len(train)} tasks to learn from; best on them: {shown}")
     peak = baselines["cosine"].parameters["start"]
     outputs = ("learning_rate", "temperature") if request.teacher is not None else ("learning_rate",)
     start = (
@@ -223,10 +230,11 @@ def compare(
     seeds: Sequence[int],
 ) -> Comparison:
     """Return how the network does on held-out tasks beside fixed policies; all with the same seeds."""
-    losses: dict[str, list[float]] = {METHOD: [], **{name: [] for name in baselines}}
+    losses: dict[str, list[float]] = {POLICY_METHOD: [], **{name: [] for name in baselines}}
     accuracies: dict[str, list[float]] = {name: [] for name in losses}
     for task in tasks:
-        policies = {METHOD: policies_of(network, task), **{name: (policy, _four) for name, policy in baselines.items()}}
+        policies: dict[str, tuple[Value, Value]] = {name: (policy, _four) for name, policy in baselines.items()}
+        policies[POLICY_METHOD] = policies_of(network, task)
         for name, (rate, temperature) in policies.items():
             found = [outer_loss(task, rate, temperature, training=training, seed=seed) for seed in seeds]
             losses[name].append(float(np.mean([math.log(loss) for loss, _ in found])))

@@ -23,13 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 
-from metasearch.errors import InputError, NotFoundError
+from metasearch.errors import InputError
 from metasearch.features import task_features
-from metasearch.functions import first_line
-from metasearch.models.weights import write_tensors
-from metasearch.parameters import LEARNED_POLICIES, NETWORK, POLICIES
+from metasearch.models.weights import META, read_tensors, write_tensors
+from metasearch.parameters import LEARNED_POLICIES, NETWORK, POLICIES, POLICY_METHOD
 from metasearch.policies import Policy
 from metasearch.tasks import Task
 
@@ -42,7 +40,6 @@ CLIP = 2.0
 """Standardized features beyond this many deviations are taken as this many: the network has seen no such task."""
 FLOOR = 1e-3
 RANGES = {"learning_rate": (1e-6, 10.0), "temperature": (0.5, 20.0)}
-METADATA, METHOD = "meta", "policy"
 NAMES = ("U", "a", "V", "S", "b")
 HINT = "metasearch meta-train FAMILY --method policy --to FILE makes one; it is given with --meta FILE"
 
@@ -144,7 +141,7 @@ def unusable(network: PolicyNetwork | None, name: str, *, optimizers: tuple[str,
 def save_policy_network(network: PolicyNetwork, path: Path) -> None:
     """Write a policy network to a safetensors file, atomically; what its inputs mean goes into the metadata."""
     described = {
-        "method": METHOD,
+        "method": POLICY_METHOD,
         "features": list(network.features),
         "outputs": list(network.outputs),
         "optimizer": network.optimizer,
@@ -152,24 +149,18 @@ def save_policy_network(network: PolicyNetwork, path: Path) -> None:
     }
     arrays = {**network.weights, "centre": network.centre, "spread": network.spread}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    write_tensors(tensors, path, metadata={METADATA: json.dumps(described)})
+    write_tensors(tensors, path, metadata={META: json.dumps(described)})
 
 
 def load_policy_network(path: Path) -> PolicyNetwork:
     """Return the policy network that `save_policy_network` wrote.
 
-    Raises NotFoundError if there is no such file; InputError if it is no safetensors file (one that may hold code, a
-    pickle for instance, is never opened as such), not a policy network's, or its arrays are of other shapes.
+    Raises as `read_tensors` does; InputError if it is not a policy network's, or its arrays are of other shapes.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such policy network")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            described: Any = json.loads((file.metadata() or {}).get(METADATA, "null"))
-            arrays = {name: np.asarray(file.get_tensor(name), np.float64) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise InputError(str(path), f"must be a safetensors file written by meta-train ({first_line(error)})") from error
-    if not isinstance(described, dict) or described.get("method") != METHOD:
+    noted, tensors = read_tensors(path)
+    described = noted.get(META)
+    arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    if not isinstance(described, dict) or described.get("method") != POLICY_METHOD:
         found = described.get("method") if isinstance(described, dict) else None
         raise InputError(str(path), "must hold a policy network, made by meta-train --method policy", found)
     features, outputs = tuple(described.pop("features", ())), tuple(described.pop("outputs", ()))

@@ -14,7 +14,7 @@ Symbols: T tasks, F features, n pairs, P weights of the network in all, sigma th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,7 +27,7 @@ from torch.nn import functional
 from metasearch.errors import InputError
 from metasearch.measure import predict
 from metasearch.meta.meta_training import Gradient, Parameters
-from metasearch.meta.policy_network import FEATURES, NAMES, PROGRESS_INPUTS, PolicyNetwork, policy_features, shapes
+from metasearch.meta.policy_network import FEATURES, NAMES, PolicyNetwork, policy_features, shapes
 from metasearch.models import NetworkSpec, build_network
 from metasearch.objective import DistillationObjective
 from metasearch.policies import Policy
@@ -290,9 +290,7 @@ def _flat(parameters: Parameters) -> tuple[Floats, Callable[[Floats], dict[str, 
     sizes = [parameters[name].numel() for name in names]
 
     def rebuild(point: Floats) -> dict[str, Tensor]:
-        parts = torch.from_numpy(np.ascontiguousarray(point)).split(sizes)
+        parts = torch.split(torch.from_numpy(np.ascontiguousarray(point)), sizes)
         return {name: part.reshape(parameters[name].shape) for name, part in zip(names, parts, strict=True)}
 
     return torch.cat([parameters[name].double().flatten() for name in names]).numpy(), rebuild
-
-

@@ -1,4 +1,4 @@
-"""A synthetic family: what tells the classes apart lies in few directions, the same in all domains, under much noise."""
+"""A synthetic family: what tells classes apart lies in few directions, the same in all domains, under much noise."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_untrained_it_is_the_class_mean_classifier(spec: str) -> None:
     weights = method.adapt(meta, support)
     network = method.network
     both = network.embed(network.parameters(), torch.cat([support.inputs, query]), rows=12)
-    centres = both[:12].unflatten(0, (WAYS, 3)).mean(dim=1)
+    centres = both[:12].reshape(WAYS, 3, -1).mean(dim=1)
     distances = torch.cdist(both[12:], centres).square() * meta[PREFIX + "log_scale"].exp() / 2
     got = network.query_outputs(weights, support.inputs, query)
     assert torch.allclose(got.log_softmax(dim=1), (-distances).log_softmax(dim=1), atol=1e-4)

@@ -255,7 +255,7 @@ def test_the_package_ships_priors_of_eight_tasks_that_fit_its_default_space(monk
     pools = [[trial.params for trial in prior.trials] for prior in shipped]
     assert len(pools[0]) >= 150
     assert all(pool == pools[0] for pool in pools)  # the same configurations on every task
-    space = load_space("distill_compress")
+    space = priors.builtin_space()
     for prior in shipped:
         assert prior.distributions == space.distributions()
         assert prior.features.keys() >= {"linear_probe_accuracy", "one_nn_accuracy", "teacher_accuracy"}
