@@ -53,6 +53,7 @@ from metasearch.flags import (
     seconds,
     source_of_joint_training,
 )
+from metasearch.meta_command import meta_train
 from metasearch.prior_commands import priors_app
 from metasearch.transfer_command import transfer
 
@@ -76,6 +77,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(priors_app, name="priors")
 app.command()(transfer)
+app.command()(meta_train)
 
 
 @app.command()

@@ -42,7 +42,7 @@ LAYERS = [
     {"pipeline", "run", "stages"},
     {"search"},
     {"report"},
-    {"cli", "prior_commands", "transfer_command", "flags", "api", "__init__", "__main__"},
+    {"cli", "prior_commands", "transfer_command", "meta_command", "flags", "api", "__init__", "__main__"},
 ]
 """The layers of DESIGN.md, lowest first, by the first name inside the package."""
 

@@ -19,7 +19,7 @@ from metasearch.meta.method import Loss, Method, Support, query_accuracies, supp
 from metasearch.tasks.domains import Domain
 from metasearch.tasks.episodes import EpisodeBatch, EpisodeShape, sample_episodes
 
-RANDOM_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+RANDOM_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """The learning rates of which random weights get their best."""
 CHOOSING_EPISODES = 30
 DEVIATIONS = 1.96

@@ -112,6 +112,14 @@ class MetaRequest:
 Tell = Callable[[str], None]
 
 
+PARTS = (("train", "learn from"), ("validation", "choose by"), ("test", "judge by"))
+
+
+def find_artefact(request: MetaRequest) -> Path | None:
+    """Return the file of a request in the cache, None where it is still to be made. Raises as `make_artefact` does."""
+    return _found(request)[1]
+
+
 def make_artefact(
     request: MetaRequest,
     *,
@@ -125,30 +133,26 @@ def make_artefact(
     teacher that does not fit; TrialFailure where the inner loop diverges throughout; StorageError for a cache that
     cannot be written.
     """
-    domains = family_domains(request, tell=tell)
-    for part in (domains.train, domains.validation, domains.test):
-        request.shape.require(part)
-    path = artefact_path(request.method, request.described(domains))
-    if path.is_file():
-        tell(f"{request.method}: found in the cache, {path}")
-        return read_artefact(path)
+    domains, there, path = _found(request)
+    if there is not None:
+        tell(f"{request.method}: found in the cache, {there}")
+        return read_artefact(there)
     counts = ", ".join(f"{len(getattr(domains, part))} to {verb}" for part, verb in PARTS)
-    tell(f"{request.method}: {request.student}, {counts}")
+    tell(f"{request.method}: {request.student}; domains: {counts}")
+    if request.teacher is not None:
+        members = parse_family(request.family).members
+        taught = [domain for member in members for domain in taught_domains(member, request, tell=tell)]
+        domains = split_domains(taught, seed=request.seed)
     return _meta_trained(request, domains, path, progress)
 
 
-PARTS = (("train", "learn from"), ("validation", "choose by"), ("test", "judge by"))
-
-
-def family_domains(request: MetaRequest, *, tell: Tell = lambda line: None) -> DomainSplit:
-    """Return the domains of a request's family, with a teacher's logits where it has one, dealt out by its seed."""
-    members = parse_family(request.family).members
-    if request.teacher is None:
-        domains: Sequence[Domain] = load_family(request.family, source=request.source)
-    else:
-        load_family(request.family, source=request.source)  # its rules, before a teacher is trained
-        domains = [domain for member in members for domain in taught_domains(member, request, tell=tell)]
-    return split_domains(domains, seed=request.seed)
+def _found(request: MetaRequest) -> tuple[DomainSplit, Path | None, Path]:
+    """Return the domains of a request, its file where it is there, and where it belongs."""
+    domains = split_domains(load_family(request.family, source=request.source), seed=request.seed)
+    for part in (domains.train, domains.validation, domains.test):
+        request.shape.require(part)
+    path = artefact_path(request.method, request.described(domains))
+    return domains, path if path.is_file() else None, path
 
 
 def taught_domains(member: Member, request: MetaRequest, *, tell: Tell) -> tuple[Domain, ...]:

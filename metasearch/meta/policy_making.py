@@ -38,7 +38,7 @@ from metasearch.models import NetworkSpec
 from metasearch.parameters import POLICY_METHOD
 from metasearch.policies import Policy
 from metasearch.tasks import Task, TaskSource
-from metasearch.tasks.domains import Domain, split_domains
+from metasearch.tasks.domains import Domain, DomainSplit, split_domains
 from metasearch.tasks.families import load_family
 from metasearch.teachers import TeacherSource, teacher_for
 
@@ -128,6 +128,24 @@ def _logits(task: Task, teacher: str, seed: int) -> torch.Tensor:
     return teacher_for(task, TeacherSource.of(teacher), seed=seed).logits["train"][0]
 
 
+def find_policy_network(request: PolicyRequest) -> Path | None:
+    """Return the file of a request in the cache, None where it is still to be made."""
+    path = _found(request)[2]
+    return path if path.is_file() else None
+
+
+def _found(request: PolicyRequest) -> tuple[DomainSplit, dict[str, Any], Path]:
+    """Return the domains of a request, all that the outcome depends on, and where its file belongs."""
+    domains = split_domains(load_family(request.family, source=request.source), seed=request.seed)
+    described: dict[str, Any] = {
+        **{name: value for name, value in asdict(request).items() if name not in ("family", "source", "start")},
+        "family": family_digest(domains),
+    }
+    if request.start is not None:
+        described["start"] = hashlib.sha256(Path(request.start).read_bytes()).hexdigest()
+    return domains, described, artefact_path(POLICY_METHOD, described)
+
+
 def make_policy_network(
     request: PolicyRequest,
     *,
@@ -138,14 +156,7 @@ def make_policy_network(
 
     It begins as the cosine that is the best on the family, or as `start`. Raises as `making.make_artefact` does.
     """
-    domains = split_domains(load_family(request.family, source=request.source), seed=request.seed)
-    described: dict[str, Any] = {
-        **{name: value for name, value in asdict(request).items() if name not in ("family", "source", "start")},
-        "family": family_digest(domains),
-    }
-    if request.start is not None:
-        described["start"] = hashlib.sha256(Path(request.start).read_bytes()).hexdigest()
-    path = artefact_path(POLICY_METHOD, described)
+    domains, described, path = _found(request)
     if path.is_file():
         tell(f"{POLICY_METHOD}: found in the cache, {path}")
         return path, load_policy_network(path)
