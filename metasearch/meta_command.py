@@ -1,8 +1,6 @@
 """`metasearch meta-train`: learn an initialisation or a policy over a family of tasks.
 
-The result goes to stdout, progress to stderr.
-
-The file that it makes is given to `launch` and `run` with --meta.
+The result goes to stdout, progress to stderr. The file that it makes is given to `launch` and `run` with --meta.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class PolicyRequest:
 class Comparison:
     """On how many of the held-out tasks the network's loss was lower than the baselines', over the same seeds.
 
-    losses: mean log outer loss by task, of network, best constant and best cosine; accuracies: likewise.
+    losses: mean outer loss by task, of network, best constant and best cosine; accuracies: likewise.
     """
 
     tasks: tuple[str, ...]
@@ -248,7 +248,7 @@ def compare(
         policies[POLICY_METHOD] = policies_of(network, task)
         for name, (rate, temperature) in policies.items():
             found = [outer_loss(task, rate, temperature, training=training, seed=seed) for seed in seeds]
-            losses[name].append(float(np.mean([math.log(loss) for loss, _ in found])))
+            losses[name].append(float(np.mean([loss for loss, _ in found])))
             accuracies[name].append(float(np.mean([accuracy for _, accuracy in found])))
     return Comparison(
         tuple(f"{task.task.name}, {len(task.task.train)} examples, {task.steps} steps" for task in tasks),

@@ -42,6 +42,8 @@ HIDDEN = 8
 MOST_VALIDATION = 500
 DIVERGED_LOSS = 10.0
 """In units of log K, the loss of guessing: the most that a diverged training counts."""
+SMALL_LOSS = 0.05
+"""In nats: losses well below it count as one, or the logarithm would make the easiest task the most important."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ def _trained(
     return model
 
 
+def scored(loss: float) -> float:
+    """Return ln(loss + SMALL_LOSS), what policies are trained and chosen by: tasks of all difficulties weigh alike."""
+    return math.log(loss + SMALL_LOSS)
+
+
 def best_on_family(
     candidates: Sequence[Policy],
     tasks: Sequence[PolicyTask],
@@ -166,12 +173,12 @@ def best_on_family(
     training: ShortTraining,
     seeds: Sequence[int],
 ) -> tuple[Policy, float]:
-    """Return the learning-rate policy with the least mean log outer loss over tasks and seeds, and that loss."""
+    """Return the learning-rate policy of the least mean score over tasks and seeds, and that score."""
     losses = [
         float(
             np.mean(
                 [
-                    math.log(outer_loss(task, policy, temperature, training=training, seed=seed)[0])
+                    scored(outer_loss(task, policy, temperature, training=training, seed=seed)[0])
                     for task in tasks
                     for seed in seeds
                 ]
@@ -232,9 +239,9 @@ def antithetic_gradient(
 def policy_gradient(
     network: PolicyNetwork, tasks: Sequence[PolicyTask], *, training: ShortTraining, sigma: float = 0.1, pairs: int = 4
 ) -> Gradient:
-    """Return the gradient of the log outer loss over the family, for `meta_training.meta_train`.
+    """Return the gradient of the score over the family, for `meta_training.meta_train`.
 
-    Each pair has a task and a seed of its own. The logarithm gives tasks of small and of large losses one weight.
+    Each pair has a task and a seed of its own.
     """
 
     def gradient(parameters: Parameters, generator: torch.Generator) -> tuple[Parameters, float]:
@@ -243,7 +250,7 @@ def policy_gradient(
         def loss(point: Floats, draw: int) -> float:
             task = tasks[draw % len(tasks)]
             changed = with_weights(network, rebuild(point))
-            return math.log(_loss_under(changed, task, training, seed=draw // len(tasks))[0])
+            return scored(_loss_under(changed, task, training, seed=draw // len(tasks))[0])
 
         found, mean = antithetic_gradient(loss, point, sigma=sigma, pairs=pairs, generator=generator)
         return rebuild(found), mean
@@ -254,12 +261,12 @@ def policy_gradient(
 def policy_value(
     network: PolicyNetwork, tasks: Sequence[PolicyTask], *, training: ShortTraining, seeds: Sequence[int]
 ) -> Callable[[Parameters], float]:
-    """Return what validates a policy network's weights: minus the mean log outer loss over tasks and seeds."""
+    """Return what validates a policy network's weights: minus the mean score over tasks and seeds."""
 
     def value(parameters: Parameters) -> float:
         changed = with_weights(network, parameters)
         losses = [_loss_under(changed, task, training, seed=seed)[0] for task in tasks for seed in seeds]
-        return -float(np.mean(np.log(losses)))
+        return -float(np.mean([scored(loss) for loss in losses]))
 
     return value
 

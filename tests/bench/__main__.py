@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import distillation, overhead, pruning, throughput, unlabelled
+from tests.bench import distillation, overhead, policy_network, pruning, throughput, unlabelled
 from tests.bench.transfer import report as transfer
 
 BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run}
@@ -17,6 +17,7 @@ STUDIES = {
     "distillation": distillation.run,
     "unlabelled": unlabelled.run,
     "pruning": pruning.run,
+    "policy_network": policy_network.run,
     "transfer": transfer.run,
 }
 """What is measured of the methods rather than of the program's speed: by name only."""
