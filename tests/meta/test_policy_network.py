@@ -133,7 +133,9 @@ def saved(found: PolicyNetwork, folder: Path) -> dict[str, Path]:
     return {"policy": folder / "policy.safetensors"}
 
 
-def test_a_trial_under_a_network_that_says_a_constant_is_one_under_the_constant(tmp_path: Path, few_digits: Any) -> None:
+def test_a_trial_under_a_network_that_says_a_constant_is_one_under_the_constant(
+    tmp_path: Path, few_digits: Any
+) -> None:
     learned = {**CONFIG, "learning_rate.kind": "network", "temperature.kind": "network"}
     under_network = run_pipeline(few_digits, learned, initial=saved(network(rate=0.02), tmp_path))
     under_constant = run_pipeline(few_digits, {**CONFIG, "learning_rate": 0.02, "temperature": 4.0})
