@@ -86,7 +86,7 @@ InitFrom = Annotated[
 ]
 MetaFiles = Annotated[
     list[str] | None,
-    typer.Option("--meta", metavar="FILE", help="Weights that `metasearch meta-train` made, for student.init; repeat."),
+    typer.Option("--meta", metavar="FILE", help="What `metasearch meta-train` made, for student.init or kind network; repeat."),
 ]
 SourceTask = Annotated[
     str | None,

@@ -192,7 +192,7 @@ def test_an_artefact_is_made_once_and_says_how_much_it_helps() -> None:
 
 
 def test_a_checkpoint_that_is_left_is_gone_on_from() -> None:
-    """The run is cut off by an exception in its progress; what it made in the end is what an uninterrupted run makes."""
+    """The run is cut off by an exception in its progress; in the end it makes what an uninterrupted run makes."""
     request = MetaRequest(FAMILY, "fomaml", **SMALL)
     whole = make_artefact(request)
     whole.path.rename(whole.path.with_suffix(".kept"))

@@ -7,7 +7,7 @@ import pytest
 from metasearch.errors import InputError
 from metasearch.meta.making import MetaRequest
 from metasearch.meta.policy_making import PolicyRequest
-from metasearch.search.meta_artefacts import ensure_artefacts
+from metasearch.search.meta_artefacts import Request, ensure_artefacts
 from metasearch.search.runner import Resources
 
 FAMILY = "digits@classes:3"
@@ -16,7 +16,7 @@ SMALL: dict[str, Any] = {"student": "mlp:width=3,depth=1", "ways": 3, "shots": 2
 
 @pytest.mark.slow
 def test_ray_makes_what_is_absent_and_finds_what_is_there() -> None:
-    needed = [
+    needed: list[Request] = [
         MetaRequest(FAMILY, "protonet", **SMALL),
         MetaRequest(FAMILY, "fomaml", **SMALL),
         PolicyRequest(FAMILY, student="mlp:width=2,depth=1", steps=1, judged=1),
