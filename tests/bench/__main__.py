@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import distillation, episodes, overhead, pruning, throughput, unlabelled
+from tests.bench import distillation, episodes, omniglot, overhead, pruning, sinusoid, throughput, unlabelled
 from tests.bench.transfer import report as transfer
 
 BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run, "episodes": episodes.run}
@@ -17,6 +17,8 @@ STUDIES = {
     "distillation": distillation.run,
     "unlabelled": unlabelled.run,
     "pruning": pruning.run,
+    "sinusoid": sinusoid.run,
+    "omniglot": omniglot.run,
     "transfer": transfer.run,
 }
 """What is measured of the methods rather than of the program's speed: by name only."""
