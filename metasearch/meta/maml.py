@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,8 +21,8 @@ from metasearch.tasks.episodes import EpisodeBatch
 class Maml:
     """MAML, its first-order form and ANIL, bound to a network. Meta-parameters: the network's parameters.
 
-    first_order: leave out the derivative of the inner gradients. head_only: adapt nothing but the head. transductive:
-    normalise the query set by its own statistics. vmapped: see `per_episode`; None picks what was measured to be faster.
+    first_order: leave out the derivative of the inner gradients. head_only: adapt nothing but the head. vmapped:
+    see `per_episode`; None picks what was measured to be faster.
     """
 
     network: FunctionalNetwork
@@ -31,7 +30,6 @@ class Maml:
     loss: Loss = field(default_factory=classification_loss)
     first_order: bool = False
     head_only: bool = False
-    transductive: bool = False
     vmapped: bool | None = None
 
     def initial(self) -> Parameters:
@@ -59,10 +57,15 @@ class Maml:
         """Return L_query(phi_t) of each episode, (T,)."""
 
         def of_episode(
-            support: Tensor, labels: Tensor, logits: Tensor | None, query: Tensor, query_labels: Tensor, said: Tensor | None
+            support: Tensor,
+            labels: Tensor,
+            logits: Tensor | None,
+            query: Tensor,
+            query_labels: Tensor,
+            said: Tensor | None,
         ) -> Tensor:
             phi = self._adapted(meta, support, labels, logits, self.inner.steps)
-            outputs = self.network.query_outputs(phi, support, query, transductive=self.transductive)
+            outputs = self.network.query_outputs(phi, support, query)
             return self.loss(outputs, query_labels, said)
 
         tensors = (
@@ -73,7 +76,7 @@ class Maml:
             episodes.query_labels,
             episodes.query_logits,
         )
-        vmapped = vmap_pays(episodes) if self.vmapped is None else self.vmapped
+        vmapped = vmap_pays(self.network, episodes) if self.vmapped is None else self.vmapped
         return per_episode(of_episode, tensors, vmapped=vmapped)
 
     def adapt(self, meta: Parameters, support: Support, *, steps: int | None = None) -> Parameters:

@@ -110,16 +110,29 @@ def query_accuracies(
 
     transductive: normalise the query set by its own statistics rather than by those of the support set.
     """
-    accuracies = []
-    for index in range(len(episodes)):
-        support = support_of(episodes, index)
-        weights = method.adapt(meta, support, steps=steps)
-        with torch.no_grad():
-            outputs = method.network.query_outputs(
-                weights, support.inputs, episodes.query_inputs[index], transductive=transductive
+    return torch.stack(
+        [
+            query_accuracy(
+                method.network,
+                method.adapt(meta, support_of(episodes, index), steps=steps),
+                episodes,
+                index,
+                transductive=transductive,
             )
-        accuracies.append((outputs.argmax(dim=1) == episodes.query_labels[index]).double().mean())
-    return torch.stack(accuracies)
+            for index in range(len(episodes))
+        ]
+    )
+
+
+def query_accuracy(
+    network: FunctionalNetwork, weights: Parameters, episodes: EpisodeBatch, index: int, *, transductive: bool = False
+) -> Tensor:
+    """Return the accuracy of adapted weights on the query set of one episode, a scalar in [0, 1]."""
+    with torch.no_grad():
+        outputs = network.query_outputs(
+            weights, episodes.support_inputs[index], episodes.query_inputs[index], transductive=transductive
+        )
+    return (outputs.argmax(dim=1) == episodes.query_labels[index]).double().mean()
 
 
 def with_head_for(network: FunctionalNetwork, parameters: Parameters, classes: int) -> Parameters:

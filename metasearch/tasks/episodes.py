@@ -38,8 +38,9 @@ class EpisodeBatch:
 
     def part(self, start: int, stop: int) -> EpisodeBatch:
         """Return episodes start..stop-1."""
-        values = [getattr(self, field.name) for field in fields(self)]
-        return EpisodeBatch(*(None if value is None else value[start:stop] for value in values))
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {name: value[start:stop] for name, value in tensors.items() if value is not None}
+        return EpisodeBatch(**chosen)
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,15 @@ def sample_episodes(
     drawn = [_draw(domains, shape, generator, rotations=rotations, taught=taught) for _ in range(count)]
     inputs = torch.stack([episode.inputs for episode in drawn]).to(device)
     logits = [episode.logits for episode in drawn if episode.logits is not None]
-    teaching = torch.stack(logits).to(device).split((shape.shots, shape.queries), dim=2) if logits else (None, None)
-    support, query = inputs.split((shape.shots, shape.queries), dim=2)
-    labels = torch.arange(shape.ways, device=device)
+    teaching = torch.stack(logits).to(device) if logits else None
+    labels, shots = torch.arange(shape.ways, device=device), shape.shots
     return EpisodeBatch(
-        support_inputs=support.flatten(1, 2),
-        support_labels=labels.repeat_interleave(shape.shots).expand(count, -1),
-        query_inputs=query.flatten(1, 2),
+        support_inputs=inputs[:, :, :shots].flatten(1, 2),
+        support_labels=labels.repeat_interleave(shots).expand(count, -1),
+        query_inputs=inputs[:, :, shots:].flatten(1, 2),
         query_labels=labels.repeat_interleave(shape.queries).expand(count, -1),
-        support_logits=None if teaching[0] is None else teaching[0].flatten(1, 2),
-        query_logits=None if teaching[1] is None else teaching[1].flatten(1, 2),
+        support_logits=None if teaching is None else teaching[:, :, :shots].flatten(1, 2),
+        query_logits=None if teaching is None else teaching[:, :, shots:].flatten(1, 2),
     )
 
 
@@ -130,7 +130,7 @@ def _draw(
     rows = torch.stack(
         [_choose(domain.rows_of_class[label // turns], shape.shots + shape.queries, generator) for label in classes]
     )
-    inputs = domain.normalisation(domain.inputs[rows.flatten()]).unflatten(0, rows.shape)
+    inputs = domain.normalisation(domain.inputs[rows.flatten()]).reshape(*rows.shape, *domain.input_shape)
     if rotations:
         inputs = torch.stack(
             [torch.rot90(inputs[way], int(label) % turns, (-2, -1)) for way, label in enumerate(classes)]

@@ -2,7 +2,7 @@
 
     FAMILY   TASK[@RULE],TASK[@RULE],...     a TASK without a rule is one domain, as it is
     RULE     groups                          by what stands before the / of a class name: omniglot@groups
-             groups:FILE                     by a JSON, YAML or CSV mapping of class name to group: cifar100@groups:s.csv
+             groups:FILE                     by a JSON, YAML or CSV mapping of class name to group
              classes:SIZE                    SIZE classes each, in their order: cifar10@classes:2
              random:COUNT                    COUNT groups of classes, dealt at random by the seed
              column:NAME                     by the values of a column of a table: task, which is then no input
@@ -19,12 +19,14 @@ import csv
 import io
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metasearch.errors import InputError, NotFoundError
+from metasearch.functions import first_line
 from metasearch.spelling import hint
 from metasearch.tasks.raw import Request
 from metasearch.tasks.registered import REGISTERED
@@ -41,7 +43,7 @@ RULES = {"groups": "groups[:FILE]", "classes": "classes:SIZE", "random": "random
 
 @dataclass(frozen=True)
 class Member:
-    """A TASK of a family, and the rule that cuts it. rule: a key of RULES, or "" for none. domain: one of them, or ""."""
+    """A TASK of a family, and the rule that cuts it. rule: a key of RULES, or "". domain: one that it makes, or ""."""
 
     task: str
     rule: str = ""
@@ -188,24 +190,24 @@ def read_mapping(path: Path) -> dict[str, str]:
     A mapping may also go from group to a list of its classes. Raises InputError for another layout, and for a class
     that is given twice.
     """
+    import yaml
+
     try:
         text = path.read_text(encoding="utf-8-sig")
         suffix = path.suffix.lower()
         if suffix == ".json":
             read: Any = json.loads(text)
         elif suffix in (".yaml", ".yml"):
-            import yaml
-
             read = yaml.safe_load(text)
         else:
             read = [row for row in csv.reader(io.StringIO(text)) if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(str(path), f"cannot be read as a mapping of class to group ({error})") from error
+    except (OSError, ValueError, csv.Error, yaml.YAMLError) as error:
+        raise InputError(str(path), f"cannot be read as a mapping of class to group ({first_line(error)})") from error
     pairs = list(_pairs(read, path))
     groups = dict(pairs)
     if len(groups) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise InputError(str(path), "gives a class twice", sorted({name for name in names if names.count(name) > 1})[:5])
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise InputError(str(path), "gives a class twice", twice[:5])
     return groups
 
 
