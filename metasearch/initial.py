@@ -103,7 +103,7 @@ def meta_files(paths: list[Path]) -> dict[str, Path]:
     """Return meta-learned weights files by their methods. Raises InputError for another file, or two of a method."""
     found: dict[str, Path] = {}
     for path in paths:
-        method = describe_weights(path)[META].get("method")
+        method = describe_weights(path)[META].get("method", "none")
         if method not in META_INITS:
             raise InputError(f"--meta {path}", f"must be meta-learned by one of {', '.join(META_INITS)}", method)
         if method in found:
