@@ -153,6 +153,16 @@ def test_a_start_that_the_spaces_own_condition_excludes_is_left_out() -> None:
     ]
 
 
+def test_a_start_of_a_family_that_the_task_rules_out_is_left_out() -> None:
+    asked = space_of(
+        STARTS.replace("maml]", "maml], when: {student.family: [convnet, mlp]}") + "{choices: [convnet, mlp]}"
+    )
+    vectors, _ = possible_with_task(asked, VECTORS)
+    space, lines = possible_with_initial(vectors, {"teacher_slice": "convnet", "maml": "mlp"})
+    assert choices(space) == ("random", "maml")
+    assert lines[0] == "student.init leaves out teacher_slice: starts from a network of family convnet, not mlp"
+
+
 def test_starts_of_two_families_keep_the_first() -> None:
     families = {"teacher_slice": "convnet", "prior_student": "resnet", "maml": "convnet"}
     space, lines = possible_with_initial(space_of(STARTS + "{choices: [convnet, resnet]}"), families)
