@@ -185,7 +185,11 @@ def launch(
     tell = partial(console.print, markup=False, soft_wrap=True)
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
-        shown = {"name": study_name, **vars(description), "searched": sorted(loaded.distributions())}
+        shown = {
+            "name": study_name,
+            **vars(description),
+            "searched": sorted(description.parsed_space().distributions()),
+        }
         del shown["space"]
         typer.echo(json.dumps(shown, indent=2))
         return

@@ -106,7 +106,7 @@ def meta_files(paths: list[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in paths:
-        method = read_meta(path).get("method")
+        method = read_meta(path).get("method", "none")
         if method not in (*META_INITS, POLICY_METHOD):
             rule = f"must be meta-learned by one of {', '.join((*META_INITS, POLICY_METHOD))}"
             raise InputError(f"--meta {path}", rule, method)

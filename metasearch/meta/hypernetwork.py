@@ -68,11 +68,11 @@ class Hypernetwork:
                 nn.init.zeros_(layers[name].weight)
                 nn.init.zeros_(layers[name].bias)
         own = {
-            f"{PREFIX}{name}.{key}": value.detach().clone()
+            f"{PREFIX}{name}.{key}": value.detach().to(next(iter(trunk.values())), copy=True)
             for name, layer in layers.items()
             for key, value in layer.named_parameters()
         }
-        own[PREFIX + LOGIT_SCALE] = torch.tensor(math.log(2.0))  # that of Snell et al.: -|t(x) - c_k|^2
+        own[PREFIX + LOGIT_SCALE] = next(iter(trunk.values())).new_tensor(math.log(2.0))  # that of Snell et al.: -|t(x) - c_k|^2
         return trunk | own
 
     def outer_loss(self, meta: Parameters, episodes: EpisodeBatch) -> Tensor:

@@ -71,7 +71,8 @@ def possible_with_initial(space: Space, families: Mapping[str, str]) -> Narrowed
     left out. Raises InputError with the reason where a space insists on one that cannot be.
     """
     setting = next(setting for setting in space.settings if setting.path == INIT)
-    offered = dict(setting.when).get(FAMILY, _choices(space, FAMILY))
+    families_then = dict(setting.when).get(FAMILY, _choices(space, FAMILY))
+    offered = [family for family in _choices(space, FAMILY) if family in families_then]
     reasons: dict[Value, str] = {}
     of_one = next((families[str(c)] for c in _choices(space, INIT) if families.get(str(c)) in offered), "")
     for init in map(str, _choices(space, INIT)):
