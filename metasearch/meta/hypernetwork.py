@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from metasearch.errors import InputError
 from metasearch.meta.functional import FunctionalNetwork, Parameters, student_weights
-from metasearch.meta.inner_loop import adapt, per_episode
+from metasearch.meta.inner_loop import adapt, per_episode, vmap_pays
 from metasearch.meta.method import Inner, Loss, Support, require_finite
 from metasearch.tasks.episodes import EpisodeBatch
 
@@ -67,12 +67,13 @@ class Hypernetwork:
             if name in layers:
                 nn.init.zeros_(layers[name].weight)
                 nn.init.zeros_(layers[name].bias)
+        like = next(iter(trunk.values()))
         own = {
-            f"{PREFIX}{name}.{key}": value.detach().to(next(iter(trunk.values())), copy=True)
+            f"{PREFIX}{name}.{key}": value.detach().to(like, copy=True)
             for name, layer in layers.items()
             for key, value in layer.named_parameters()
         }
-        own[PREFIX + LOGIT_SCALE] = next(iter(trunk.values())).new_tensor(math.log(2.0))  # that of Snell et al.: -|t(x) - c_k|^2
+        own[PREFIX + LOGIT_SCALE] = like.new_tensor(math.log(2.0))  # that of Snell et al.: -|t(x) - c_k|^2
         return trunk | own
 
     def outer_loss(self, meta: Parameters, episodes: EpisodeBatch) -> Tensor:
@@ -92,8 +93,7 @@ class Hypernetwork:
             episodes.query_labels,
             episodes.query_logits,
         )
-        # unlike an inner loop's, the convolutions of all episodes have one weight: vmap makes one batch of them
-        losses = per_episode(query_loss, tensors, vmapped=True)
+        losses = per_episode(query_loss, tensors, vmapped=vmap_pays(self.network, episodes))
         require_finite(losses, what="the hypernetwork's proposal")
         return losses.mean()
 
