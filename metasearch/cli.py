@@ -31,6 +31,7 @@ from metasearch.flags import (
     ImageSize,
     InitFrom,
     MaxTrain,
+    MetaFamily,
     MetaFiles,
     NarrowStructure,
     Seed,
@@ -106,6 +107,7 @@ def launch(
     enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
     init_from: InitFrom = None,
     meta: MetaFiles = None,
+    meta_family: MetaFamily = None,
     source_task: SourceTask = None,
     fix_structure: FixStructure = None,
     narrow_structure: NarrowStructure = None,
@@ -153,6 +155,17 @@ def launch(
     from metasearch.search.prepare import Options, prepare_study
     from metasearch.teachers import teacher_from_flags
 
+    console = _console()
+    tell = partial(console.print, markup=False, soft_wrap=True)
+    files = tuple(meta or ())
+    if meta_family is not None:
+        from metasearch.search.meta_artefacts import completed_files
+        from metasearch.search.runner import Resources
+
+        available = Resources(workers, threads, gpus_per_trial, address)
+        files = completed_files(
+            files, loaded, meta_family, source=source, resources=available, tell=tell, make=not dry_run
+        )
     options = Options(
         source=source,
         space=loaded,
@@ -177,12 +190,10 @@ def launch(
         artefacts=artefacts,
         warm_start=warm_start,
         init_from=init_from,
-        meta=tuple(meta or ()),
+        meta=files,
         joint=source_of_joint_training(source, source_task),
         decided=Decided(structure=fix_structure, structure_range=narrow_structure, strategy=fix_strategy),
     )
-    console = _console()
-    tell = partial(console.print, markup=False, soft_wrap=True)
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
         shown = {

@@ -86,7 +86,13 @@ InitFrom = Annotated[
 ]
 MetaFiles = Annotated[
     list[str] | None,
-    typer.Option("--meta", metavar="FILE", help="What `metasearch meta-train` made, for student.init or kind network; repeat."),
+    typer.Option(
+        "--meta", metavar="FILE", help="What `metasearch meta-train` made, for student.init or kind network; repeat."
+    ),
+]
+MetaFamily = Annotated[
+    str | None,
+    typer.Option(metavar="FAMILY", help="Meta-train on it, by Ray, what the space asks for and no --meta gives."),
 ]
 SourceTask = Annotated[
     str | None,

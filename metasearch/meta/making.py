@@ -146,6 +146,14 @@ def make_artefact(
     return _meta_trained(request, domains, path, progress)
 
 
+def largest_shape(domains: Sequence[Domain], wanted: EpisodeShape) -> EpisodeShape:
+    """Return the episodes that are wanted, or the largest below that every domain has the classes and examples for."""
+    classes = min(len(domain.rows_of_class) for domain in domains)
+    examples = min(len(rows) for domain in domains for rows in domain.rows_of_class)
+    shots = max(1, min(wanted.shots, examples // 2))
+    return EpisodeShape(min(wanted.ways, classes), shots, max(1, min(wanted.queries, examples - shots)))
+
+
 def _found(request: MetaRequest) -> tuple[DomainSplit, Path | None, Path]:
     """Return the domains of a request, its file where it is there, and where it belongs."""
     domains = split_domains(load_family(request.family, source=request.source), seed=request.seed)

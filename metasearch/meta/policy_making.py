@@ -21,12 +21,7 @@ from metasearch.meta.making import Tell
 from metasearch.meta.meta_training import LoopSettings, MetaProgress, meta_train
 from metasearch.meta.policy_network import PolicyNetwork, load_policy_network, save_policy_network
 from metasearch.meta.policy_training import (
-    PolicyTask,
-    ShortTraining,
-    Value,
     best_on_family,
-    few_examples,
-    outer_loss,
     parameters_of,
     policies_of,
     policy_gradient,
@@ -34,6 +29,7 @@ from metasearch.meta.policy_training import (
     starting_network,
     with_weights,
 )
+from metasearch.meta.short_training import PolicyTask, ShortTraining, Value, few_examples, outer_loss
 from metasearch.models import NetworkSpec
 from metasearch.parameters import POLICY_METHOD
 from metasearch.policies import Policy

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import ray
 import torch
 
 from metasearch.errors import InputError
-from metasearch.meta.making import MetaRequest, find_artefact, make_artefact
+from metasearch.initial import meta_files
+from metasearch.meta.making import MetaRequest, find_artefact, largest_shape, make_artefact
+from metasearch.meta.methods import METHODS
 from metasearch.meta.policy_making import PolicyRequest, find_policy_network, make_policy_network
-from metasearch.parameters import POLICY_METHOD
+from metasearch.models import NetworkSpec
+from metasearch.parameters import LEARNED_POLICIES, NETWORK, POLICY_METHOD, Value
 from metasearch.search.runner import Resources, ray_running
+from metasearch.search.settings import Setting
+from metasearch.search.space import Space
+from metasearch.tasks import TaskSource
+from metasearch.tasks.episodes import EpisodeShape
+from metasearch.tasks.families import load_family
 
 Request = MetaRequest | PolicyRequest
+RETRIES = 3
+WIDTHS = ("student.width", *(f"student.width.{part}" for part in ("value", "start", "end", "peak", "initial", "final")))
+"""Every path that may say a student's width."""
 
 
 def ensure_artefacts(
@@ -48,7 +59,74 @@ def ensure_artefacts(
     return {name: path for name, path in found.items() if path is not None}
 
 
-RETRIES = 3
+def completed_files(
+    files: Sequence[str],
+    space: Space,
+    family: str,
+    *,
+    source: TaskSource,
+    resources: Resources,
+    tell: Callable[[str], None],
+    make: bool = True,
+) -> tuple[str, ...]:
+    """Return the files of a launch with those that its space asks for beside them, made where they are absent.
+
+    source: the search's own task, whose data root, image size and seed the family shares. make: False only says what is
+    absent.
+    """
+    given = meta_files([Path(text).absolute() for text in files])
+    alike = TaskSource("", data_root=source.data_root, image_size=source.image_size, seed=source.seed)
+    needed = needed_artefacts(space, family, source=alike, given=given, seed=source.seed)
+    if make:
+        return (*files, *map(str, ensure_artefacts(needed, resources=resources, tell=tell).values()))
+    found = [_find(request) for request in needed]
+    for request, path in zip(needed, found, strict=True):
+        if path is None:
+            tell(f"{method_of(request)}: would be meta-trained on {family}")
+    return (*files, *(str(path) for path in found if path is not None))
+
+
+def needed_artefacts(
+    space: Space, family: str, *, source: TaskSource, given: Collection[str], seed: int
+) -> list[Request]:
+    """Return a request for every meta-learned choice of a space for which no file is given.
+
+    given: the methods of the files that are there. The initialisations are of the space's largest student of its first
+    family: narrower and shallower ones take their most important channels. Episodes are 5-way 5-shot, or what the family
+    has. source: data root and image size, as those of the search's own task.
+    """
+    by_path = {setting.path: setting for setting in space.settings}
+    spec = _largest_student(by_path)
+    inits = [str(c) for c in by_path["student.init"].choices if c in METHODS and c not in given]
+    shape = largest_shape(load_family(family, source=source), EpisodeShape(5, 5, 10)) if inits else EpisodeShape()
+    needed: list[Request] = [
+        MetaRequest(
+            family,
+            init,
+            student=str(spec),
+            source=source,
+            ways=shape.ways,
+            shots=shape.shots,
+            queries=shape.queries,
+            seed=seed,
+        )
+        for init in inits
+    ]
+    kinds = {choice for name in LEARNED_POLICIES for choice in _choices(by_path, f"{name}.kind")}
+    if NETWORK in kinds and POLICY_METHOD not in given:
+        optimizer = str(_choices(by_path, "optimizer")[0])
+        needed.append(PolicyRequest(family, student=str(spec), source=source, optimizer=optimizer, seed=seed))
+    return needed
+
+
+def _largest_student(by_path: Mapping[str, Setting]) -> NetworkSpec:
+    widths = [s.bounds()[1] for path, s in by_path.items() if path in WIDTHS]
+    family = str(by_path["student.family"].choices[0])
+    return NetworkSpec(family, width=int(max(widths)), depth=int(by_path["student.depth"].bounds()[1]))
+
+
+def _choices(by_path: Mapping[str, Setting], path: str) -> tuple[Value, ...]:
+    return by_path[path].choices if path in by_path else ()
 
 
 def method_of(request: Request) -> str:

@@ -16,7 +16,7 @@ import torch
 from metasearch.meta.meta_training import MetaProgress
 from metasearch.meta.policy_making import Comparison, PolicyRequest, policy_tasks, train_policy_network
 from metasearch.meta.policy_network import PolicyNetwork
-from metasearch.meta.policy_training import PolicyTask
+from metasearch.meta.short_training import PolicyTask
 from metasearch.parameters import POLICY_METHOD
 from metasearch.tasks import TaskSource, load_task
 from metasearch.tasks.domains import Domain, whole_domain

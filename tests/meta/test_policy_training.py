@@ -13,21 +13,23 @@ from metasearch.meta.meta_training import LoopSettings, Parameters, meta_train
 from metasearch.meta.policy_making import DRAWN, compare, policy_tasks
 from metasearch.meta.policy_network import FEATURES, PolicyNetwork
 from metasearch.meta.policy_training import (
-    DIVERGED_LOSS,
-    MOST_VALIDATION,
     Floats,
-    PolicyTask,
-    ShortTraining,
     antithetic_gradient,
     best_on_family,
-    few_examples,
-    outer_loss,
     parameters_of,
     policies_of,
     policy_gradient,
     policy_value,
     starting_network,
     with_weights,
+)
+from metasearch.meta.short_training import (
+    DIVERGED_LOSS,
+    MOST_VALIDATION,
+    PolicyTask,
+    ShortTraining,
+    few_examples,
+    outer_loss,
 )
 from metasearch.models import NetworkSpec, build_network
 from metasearch.objective import DistillationObjective
