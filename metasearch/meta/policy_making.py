@@ -75,8 +75,8 @@ class PolicyRequest:
         for name in ("steps", "pairs", "tasks_each", "judged"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')}", "must be at least 1", getattr(self, name))
-        if self.start is not None:
-            load_policy_network(Path(self.start))
+        if self.start is not None and (found := load_policy_network(Path(self.start)).optimizer) != self.optimizer:
+            raise InputError("--continue", f"must be a policy network for {self.optimizer}", found)
 
     @property
     def training(self) -> ShortTraining:

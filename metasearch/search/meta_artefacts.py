@@ -92,8 +92,8 @@ def needed_artefacts(
     """Return a request for every meta-learned choice of a space for which no file is given.
 
     given: the methods of the files that are there. The initialisations are of the space's largest student of its first
-    family: narrower and shallower ones take their most important channels. Episodes are 5-way 5-shot, or what the family
-    has. source: data root and image size, as those of the search's own task.
+    family: narrower and shallower ones take their most important channels. Episodes are 5-way 5-shot, or what the
+    domains have. source: data root and image size, as those of the search's own task.
     """
     by_path = {setting.path: setting for setting in space.settings}
     spec = _largest_student(by_path)

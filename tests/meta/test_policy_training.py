@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 
 from metasearch.errors import InputError
 from metasearch.meta.meta_training import LoopSettings, Parameters, meta_train
-from metasearch.meta.policy_making import DRAWN, compare, policy_tasks
-from metasearch.meta.policy_network import FEATURES, PolicyNetwork
+from metasearch.meta.policy_making import DRAWN, PolicyRequest, compare, policy_tasks
+from metasearch.meta.policy_network import FEATURES, PolicyNetwork, save_policy_network
 from metasearch.meta.policy_training import (
     Floats,
     antithetic_gradient,
@@ -217,6 +218,13 @@ def test_tasks_of_a_family_differ_in_examples_and_steps_within_their_ranges() ->
     assert all(few <= len(one.task.train) <= many and short <= one.steps <= long for one in drawn)
     assert len({one.steps for one in drawn}) > 1
     assert drawn[0].features["log_steps"] == pytest.approx(math.log(drawn[0].steps))
+
+
+def test_a_network_for_another_optimizer_is_not_trained_on(tmp_path: Path) -> None:
+    start = starting_network([task()], peak=0.02, temperature=4.0, training=replace(MLP, optimizer="sgd"), seed=0)
+    save_policy_network(start, tmp_path / "sgd")
+    with pytest.raises(InputError, match="--continue: must be a policy network for adamw, got 'sgd'"):
+        PolicyRequest("digits@classes:3", start=str(tmp_path / "sgd"))
 
 
 def test_a_task_without_steps_is_refused() -> None:
