@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metasearch.errors import InputError
 from metasearch.records import Config, EpochReport, TrialResult
 from metasearch.search.objectives import Constraint
 from metasearch.search.store import load_study, open_storage, storage_url
@@ -98,12 +99,16 @@ def run_configuration(
     device: str = "auto",
     save_to: Path | None = None,
     report: Callable[[EpochReport], None] | None = None,
+    initial: Mapping[str, Path] | None = None,
+    joint: str | TaskSource | None = None,
 ) -> TrialResult:
     """Run one configuration on a task as a search's trial would, its teacher trained or read from the cache first.
 
+    initial: weights files by the `student.init` that starts from them. joint: the source task of a joint training.
     Raises InputError or NotFoundError for a teacher that is not there or does not fit, before one is trained.
     """
     from metasearch.configuration import Configuration
+    from metasearch.initial import MISSING, PLACE, TEACHER_SLICE
     from metasearch.objective import needed_features
     from metasearch.pipeline import run_pipeline
     from metasearch.search.prepare import resolve_device
@@ -114,10 +119,12 @@ def run_configuration(
     source = TaskSource(task) if isinstance(task, str) else task
     loaded = load_task(source)
     chosen = resolve_device(device)
-    knowledge = None
-    if parsed.alpha > 0:
+    knowledge, sliced = None, parsed.init == TEACHER_SLICE
+    if parsed.alpha > 0 or sliced:
         asked = TeacherSource.of(default_teacher(loaded) if teacher is None else teacher)
         shown = check_teacher(asked, loaded, views=parsed.augment)
+        if sliced and asked.open_member is None:
+            raise InputError(PLACE, MISSING[TEACHER_SLICE], TEACHER_SLICE)
         needed_features(parsed.loss, available=dict.fromkeys(shown))
         knowledge = teacher_for(
             loaded,
@@ -126,8 +133,18 @@ def run_configuration(
             device=chosen,
             views=parsed.augment,
             features=[parsed.loss],
+            network=sliced,
             progress=report,
         )
     return run_pipeline(
-        loaded, config, teacher=knowledge, seed=seed, device=chosen, report=report, save_to=save_to, read_test=True
+        loaded,
+        config,
+        teacher=knowledge,
+        seed=seed,
+        device=chosen,
+        report=report,
+        save_to=save_to,
+        read_test=True,
+        initial=initial or {},
+        source=None if joint is None else load_task(TaskSource(joint) if isinstance(joint, str) else joint),
     )

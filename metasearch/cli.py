@@ -23,10 +23,17 @@ from metasearch.flags import (
     DataRoot,
     Device,
     Download,
+    FixStrategy,
+    FixStructure,
     GpusPerTrial,
     ImageSize,
+    InitFrom,
     MaxTrain,
+    MetaFamily,
+    MetaFiles,
+    NarrowStructure,
     Seed,
+    SourceTask,
     StorageUrl,
     StudyName,
     TaskFlags,
@@ -38,8 +45,10 @@ from metasearch.flags import (
     Workers,
     read_configurations,
     seconds,
+    source_of_joint_training,
     with_flags,
 )
+from metasearch.meta_command import meta_train
 from metasearch.prior_commands import priors_app
 from metasearch.store_commands import delete, gc
 from metasearch.transfer_command import transfer
@@ -64,6 +73,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(priors_app, name="priors")
 app.command()(transfer)
+app.command()(meta_train)
 
 
 @app.command()
@@ -86,6 +96,13 @@ def launch(
     sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer",
     warm_start: WarmStartText = "auto",
     enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
+    init_from: InitFrom = None,
+    meta: MetaFiles = None,
+    meta_family: MetaFamily = None,
+    source_task: SourceTask = None,
+    fix_structure: FixStructure = None,
+    narrow_structure: NarrowStructure = None,
+    fix_strategy: FixStrategy = None,
     early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
     task: TaskFlags,
@@ -108,8 +125,20 @@ def launch(
     timeout_s = None if timeout is None else seconds(timeout)
     loaded = load_space(space)
     store = open_storage(url, create=True)
+    from metasearch.search.earlier import Decided
     from metasearch.search.prepare import Options, prepare_study
 
+    console = _console()
+    tell = partial(console.print, markup=False, soft_wrap=True)
+    files = tuple(meta or ())
+    if meta_family is not None:
+        from metasearch.search.meta_artefacts import completed_files
+        from metasearch.search.runner import Resources
+
+        available = Resources(workers, threads, gpus_per_trial, address)
+        files = completed_files(
+            files, loaded, meta_family, source=source, resources=available, tell=tell, make=not dry_run
+        )
     options = Options(
         source=source,
         space=loaded,
@@ -126,12 +155,18 @@ def launch(
         enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
         warm_start=warm_start,
+        init_from=init_from,
+        meta=files,
+        joint=source_of_joint_training(source, source_task),
+        decided=Decided(structure=fix_structure, structure_range=narrow_structure, strategy=fix_strategy),
     )
-    console = _console()
-    tell = partial(console.print, markup=False, soft_wrap=True)
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
-        shown = {"name": study_name, **vars(description), "searched": sorted(loaded.distributions())}
+        shown = {
+            "name": study_name,
+            **vars(description),
+            "searched": sorted(description.parsed_space().distributions()),
+        }
         del shown["space"]
         typer.echo(json.dumps(shown, indent=2))
         return
@@ -158,10 +193,14 @@ def run(
     *,
     config: Annotated[str, typer.Option(metavar="FILE", help="YAML: dotted parameter -> value.")],
     teacher: TeacherFlags,
+    init_from: InitFrom = None,
+    meta: MetaFiles = None,
+    source_task: SourceTask = None,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write weights and ONNX file there.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
     task: TaskFlags,
+    storage: StorageUrl = None,
 ) -> None:
     """Run one configuration, without a search, and print its result as JSON."""
     from metasearch.configuration import Configuration
@@ -172,6 +211,7 @@ def run(
     Configuration.of(configurations[0], config)
     source = task.source(seed)
     from metasearch import run_configuration
+    from metasearch.search.prepare import initial_files
 
     console = _console()
     result = run_configuration(
@@ -181,6 +221,8 @@ def run(
         device=device,
         seed=seed,
         save_to=to,
+        initial=initial_files(lambda: _store(storage), init_from, meta or ()),
+        joint=source_of_joint_training(source, source_task),
         report=lambda e: console.print(
             f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"
         ),

@@ -30,6 +30,7 @@ class Configuration:
     sparsity: Policy
     family: str
     depth: int
+    init: str
     batch_size: int
     optimizer: str
     momentum: float
@@ -39,6 +40,8 @@ class Configuration:
     loss: str
     logit_standardization: bool
     feature_weight: float
+    source_weight: float
+    target_weight: float
     epochs: int
     fine_tune_epochs: int
     fine_tune_scale: float

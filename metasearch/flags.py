@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,6 +80,37 @@ WarmStartText = Annotated[
         metavar="PRIORS",
         help="auto: all priors that fit (auto,-NAME: but one); none; or NAME,NAME of `metasearch priors`.",
     ),
+]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="STUDY|FILE",
+        help="What student.init=prior_student starts from: the best student of a study, or a weights file.",
+    ),
+]
+MetaFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--meta", metavar="FILE", help="What `metasearch meta-train` made, for student.init or kind network; repeat."
+    ),
+]
+MetaFamily = Annotated[
+    str | None,
+    typer.Option(metavar="FAMILY", help="Meta-train on it, by Ray, what the space asks for and no --meta gives."),
+]
+SourceTask = Annotated[
+    str | None,
+    typer.Option("--source", metavar="TASK", help="Train on this task, too, by source_weight; of the same image size."),
+]
+FixStructure = Annotated[
+    str | None, typer.Option(metavar="STUDY", help="Fix family, width and depth at those of its best student.")
+]
+NarrowStructure = Annotated[
+    str | None, typer.Option(metavar="STUDY", help="Narrow family, width and depth to those on its front.")
+]
+FixStrategy = Annotated[
+    str | None, typer.Option(metavar="STUDY", help="Fix learning rate, loss, pruning, ... at its best trial's.")
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
@@ -187,3 +218,8 @@ def seconds(text: str) -> float:
     if match is None:
         raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def source_of_joint_training(target: TaskSource, text: str | None) -> TaskSource | None:
+    """Return the source task that `--source` names, read as the target is but whole; None where there is none."""
+    return None if text is None else replace(target, text=text, max_train=None, augment=None, unlabelled=None)

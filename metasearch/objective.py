@@ -7,7 +7,8 @@ to the first, and `hint` (C, h, w).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ from metasearch.distill import at, attention, distillation_loss, hint, rkd, same
 from metasearch.errors import InputError
 from metasearch.measure import eval_mode
 from metasearch.taps import Features, Tap
-from metasearch.training import Teaching
+from metasearch.training import Teaching, TrainingData
 
 FEATURE_LOSSES = ("at", "hint", "rkd")
 """Losses that compare features; they stand beside `kd`, with a weight of their own."""
@@ -148,6 +149,72 @@ class DistillationObjective:
         if isinstance(self._regressor, nn.Linear):
             return hint(self._regressor(_embedding(features)), teaching["embedding"].float())
         return hint(*same_size(self._regressor(_middle(maps)), teaching["hint"].float()))
+
+
+@dataclass
+class JointObjective:
+    """The objective of a joint training on a source task beside the target (multi-task learning, Caruana 1997).
+
+        source_weight * CE of the source's labels + target_weight * loss of the target
+
+    The trunk up to the embedding is shared; the source has a linear head of its own, which is no part of the student.
+    target: the loss of the student's own task. source: examples of the source task. generator: draws a batch of them,
+    with replacement, in every step, so that the order of the target's examples is that of a training alone. seed: of
+    the head's weights.
+    """
+
+    target: DistillationObjective
+    source: TrainingData
+    source_weight: float
+    target_weight: float
+    batch_size: int
+    generator: torch.Generator
+    seed: int = 0
+    _tap: Tap | None = None
+    _head: nn.Linear | None = None
+
+    def attach(self, model: nn.Module) -> list[nn.Parameter]:
+        """Find the student's embedding; return the parameters of the head, new where the embedding changed its size."""
+        beside = self.target.attach(model)
+        self._tap = Tap.of(model, self.target.input_shape)
+        if self._tap.embedding is None:
+            raise InputError("source_weight", "needs a student that ends in a linear layer", "student.family")
+        last = model.get_submodule(self._tap.embedding[0])
+        assert isinstance(last, nn.Linear)
+        if self._head is None or self._head.in_features != last.in_features:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.seed)
+                self._head = nn.Linear(last.in_features, self.source.task.classes).to(last.weight.device)
+        return [*beside, *self._head.parameters()]
+
+    def __call__(
+        self, model: nn.Module, inputs: Tensor, teaching: Teaching, labels: Tensor, *, temperature: float
+    ) -> Tensor:
+        """Return the weighted sum, a scalar."""
+        own = self.target(model, inputs, teaching, labels, temperature=temperature)
+        assert self._tap is not None
+        assert self._head is not None
+        drawn = torch.randint(len(self.source.labels), (self.batch_size,), generator=self.generator)
+        drawn = drawn.to(self.source.labels.device)
+        examples, _ = self.source.epoch(0)(drawn)
+        with _statistics_kept(model), self._tap.reading(model) as features:
+            model(examples)
+        others = functional.cross_entropy(self._head(_embedding(features)), self.source.labels[drawn])
+        return self.source_weight * others + self.target_weight * own
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Let no BatchNorm take a batch into its running statistics: those of the source are not the target's."""
+    norms = [layer for layer in model.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    tracking = [layer.track_running_stats for layer in norms]
+    for layer in norms:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer, tracked in zip(norms, tracking, strict=True):
+            layer.track_running_stats = tracked
 
 
 def _embedding(features: Features) -> Tensor:

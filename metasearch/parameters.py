@@ -21,6 +21,12 @@ FAMILY_NAMES = ("convnet", "mlp", "resnet", "mobilenet")
 """The keys of metasearch.models.FAMILIES, which is not imported here because it loads torch."""
 LOSS_NAMES = ("kd", "hard", "dkd", "dist", "at", "hint", "rkd")
 """The losses of metasearch.distill, likewise."""
+META_INITS = ("maml", "fomaml", "anil", "reptile", "protonet", "metasgd", "hypernetwork")
+"""Initialisations that are learned over a family of tasks, and read from a file."""
+INIT_NAMES = ("random", "teacher_slice", "prior_student", *META_INITS)
+"""What a student may start from (metasearch.initial)."""
+POLICY_METHOD = "policy"
+"""The name of a policy network's file beside those of META_INITS."""
 IMPORTANCE_NAMES = ("l1", "l2", "bn_scale", "taylor")
 """The keys of metasearch.prune.IMPORTANCES, likewise."""
 USER_FAMILY = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
@@ -104,6 +110,12 @@ PARAMETERS: dict[str, Rule] = {
     "student.depth": Rule(
         int, 3, low=1, high=12, about="Convolutions, hidden layers (mlp) or separable blocks (mobilenet)."
     ),
+    "student.init": Rule(
+        str,
+        "random",
+        choices=INIT_NAMES,
+        about="What the student starts from: random weights, its teacher, an earlier student, or a meta-learned start.",
+    ),
     "batch_size": Rule(int, 64, low=1, high=4096, about="Examples in one optimizer step."),
     "optimizer": Rule(str, "adamw", choices=("sgd", "adamw"), about="The optimizer."),
     "momentum": Rule(float, 0.9, low=0, high=1, open_high=True, about="Momentum of sgd, first beta of adamw."),
@@ -115,6 +127,12 @@ PARAMETERS: dict[str, Rule] = {
     "logit_standardization": Rule(bool, False, about="Whether kd, dkd and dist compare standardized logits."),
     "feature_weight": Rule(
         float, 1.0, low=0, open_low=True, about="Weight of at, hint or rkd, beside kd's of 1 in the teacher's part."
+    ),
+    "source_weight": Rule(
+        float, 0.0, low=0, high=10, about="Weight of a source task's loss in a joint training; 0 leaves it out."
+    ),
+    "target_weight": Rule(
+        float, 1.0, low=0, high=10, open_low=True, about="Weight of the task's own loss beside the source's."
     ),
     "epochs": Rule(int, 10, low=1, high=1000, about="Epochs of distillation."),
     "fine_tune_epochs": Rule(int, 3, low=0, high=1000, about="Epochs of fine-tuning, during which pruning happens."),
@@ -138,6 +156,9 @@ PARAMETERS: dict[str, Rule] = {
     ),
 }
 
+ADDED = ("student.init", "source_weight", "target_weight")
+"""Parameters that older studies could not name; whatever was searched then was searched at their defaults."""
+
 POLICIES: dict[str, Rule] = {
     "learning_rate": Rule(float, low=0, open_low=True, about="Learning rate, at every optimizer step."),
     "temperature": Rule(float, low=0.1, high=100, about="Distillation temperature, at every optimizer step."),
@@ -157,11 +178,19 @@ POLICY_DEFAULTS: dict[str, Value | Mapping[str, Value]] = {
 
 ADAPTIVE_KINDS = ("hypergradient",)
 """Kinds that only a learning rate may have: training moves their value."""
+NETWORK = "network"
+"""The kind whose values a policy network says."""
+LEARNED_POLICIES = ("learning_rate", "temperature")
+"""What a policy network says; only these may be of its kind."""
 
 
 def kinds_of(policy: str) -> tuple[str, ...]:
     """Return the kinds that a policy may have."""
-    return tuple(kind for kind in KINDS if policy == "learning_rate" or kind not in ADAPTIVE_KINDS)
+    barred = {
+        *(() if policy == "learning_rate" else ADAPTIVE_KINDS),
+        *(() if policy in LEARNED_POLICIES else (NETWORK,)),
+    }
+    return tuple(kind for kind in KINDS if kind not in barred)
 
 
 def kind_rule(policy: str) -> Rule:
@@ -178,8 +207,9 @@ SHARES: dict[tuple[str, str], Rule] = {
     ("hypergradient", "beta"): Rule(
         float, low=0, high=1, open_low=True, open_high=True, about="Largest relative change in one step."
     ),
+    (NETWORK, "scale"): Rule(float, low=0.1, high=10, about="Factor on what the policy network says."),
 }
-"""The parameters of a policy kind that are shares (of progress, or of the peak) and no values of the policy."""
+"""The parameters of a policy kind that are shares (of progress, of the peak) or factors, not values of the policy."""
 
 LAST_VALUES = ("end", "final")
 

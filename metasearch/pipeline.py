@@ -6,9 +6,10 @@ is ranked is the network that would be deployed: BatchNorm folded, int8 where th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -26,6 +27,8 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of m
 """How torch's allocator on the CPU, the CUDA driver and cuBLAS or cuDNN say it."""
 WEIGHTS_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
 
+NO_FILES: Mapping[str, Path] = MappingProxyType({})
+
 Steps = Generator[EpochReport, None, TrialResult]
 
 
@@ -39,16 +42,28 @@ def run_pipeline(
     report: Callable[[EpochReport], None] | None = None,
     save_to: Path | None = None,
     read_test: bool = False,
+    initial: Mapping[str, Path] = NO_FILES,
+    source: Task | None = None,
 ) -> TrialResult:
     """Train, compress and measure one student; return what would be deployed, measured.
 
     config: flat, by dotted path (`learning_rate.peak`, `student.width`); what is missing takes its default. teacher:
     needed where alpha > 0. report: called after every epoch; whatever it raises ends the run. save_to: a folder that
     gets the trained weights and the deployed network's ONNX file. read_test: whether to measure the test split, too.
+    initial: weights files by the name of the `student.init` that starts from them, and a policy network's under
+    `policy`. source: the task of a joint training, needed where source_weight > 0.
     Raises InputError for a configuration that breaks a rule, TrialFailure where it fails by its own doing.
     """
     steps = pipeline_steps(
-        task, config, teacher=teacher, seed=seed, device=device, save_to=save_to, read_test=read_test
+        task,
+        config,
+        teacher=teacher,
+        seed=seed,
+        device=device,
+        save_to=save_to,
+        read_test=read_test,
+        initial=initial,
+        source=source,
     )
     while True:
         try:
@@ -69,13 +84,15 @@ def pipeline_steps(
     device: torch.device | str = "cpu",
     save_to: Path | None = None,
     read_test: bool = False,
+    initial: Mapping[str, Path] = NO_FILES,
+    source: Task | None = None,
 ) -> Steps:
     """Yield a report after every epoch and return the result: `run_pipeline` in steps, for a caller who interleaves."""
     configuration = Configuration.of(config)
     if teacher is None and configuration.alpha > 0:
         raise InputError("alpha", "must be 0 where there is no teacher", configuration.alpha)
     with _own_failures():
-        run = Run(task, configuration, teacher, seed, torch.device(device))
+        run = Run(task, configuration, teacher, seed, torch.device(device), initial, source)
         yield from distill(run)
         if configuration.compresses:
             yield from compress_and_fine_tune(run)

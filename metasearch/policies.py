@@ -21,6 +21,9 @@ The shapes, over progress from left to right:
                                                              `-.              /       `--        _/
 
     hypergradient, of the learning rate alone: starts at `start`, then goes where training takes it   -./`-._
+
+    network, of learning rate and temperature: `scale` times what a policy network says, which was meta-trained over a
+    family of tasks and is read from a file (metasearch.meta.policy_network)
 """
 
 from __future__ import annotations
@@ -78,6 +81,11 @@ def hypergradient(progress: float, *, start: float, beta: float = 0.02) -> float
     return start
 
 
+def network(progress: float, *, scale: float = 1.0) -> float:
+    """Return `scale`, the factor on what the policy network says at this progress: metasearch.meta.policy_network."""
+    return scale
+
+
 PolicyFunction = Callable[..., float]
 KINDS: dict[str, PolicyFunction] = {
     "constant": constant,
@@ -86,6 +94,7 @@ KINDS: dict[str, PolicyFunction] = {
     "one_cycle": one_cycle,
     "cubic": cubic,
     "hypergradient": hypergradient,
+    "network": network,
 }
 
 

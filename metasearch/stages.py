@@ -35,7 +35,10 @@ QUANTIZATION_LOSS, QUANTIZATION_SCALE = 0.01, 0.1
 
 
 def distill(run: Run) -> Iterator[EpochReport]:
-    """Train the student; without pruning the epochs of the fine-tuning are added, so that budgets are equal."""
+    """Train the student, jointly with a source task where that has a weight.
+
+    Without pruning the epochs of the fine-tuning, which is on the target alone, are added, so that budgets are equal.
+    """
     width = run.spec.width
     last = max(run.distill_epochs - 1, 1)
 
@@ -49,7 +52,7 @@ def distill(run: Run) -> Iterator[EpochReport]:
         recalibrate_batchnorm(model, run.task)
         return model
 
-    yield from run.train("distill", run.distill_epochs, narrowed)
+    yield from run.train("distill", run.distill_epochs, narrowed, joint=True)
     run.details["width"] = width
 
 
@@ -136,7 +139,8 @@ def _gradients(run: Run, model: nn.Module) -> Iterator[None]:
     batch_at = data.epoch(0)
     stride = max(1, len(data.labels) // GRADIENT_INPUTS)
     chosen = torch.arange(0, len(data.labels), stride, device=data.labels.device)
-    temperature = run.configuration.temperature(1.0)
+    c = run.configuration
+    temperature = run.policy("temperature", c.temperature, epochs=run.distill_epochs)(1.0)
     for indices in torch.split(chosen, GRADIENT_BATCH):
         model.zero_grad(set_to_none=True)
         with eval_mode(model):

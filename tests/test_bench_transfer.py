@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from metasearch.search.space import load_space
+from metasearch.search.priors import builtin_space
 from metasearch.transfer.prior import Prior, PriorTrial
 from metasearch.transfer.priors_file import read_priors, write_priors
 from tests.bench.transfer import costs as costs_module
@@ -27,7 +27,7 @@ from tests.bench.transfer.replay import TRIALS, Run, replay, rows_of
 from tests.bench.transfer.tables import Grid, Pools, Table, pools_table
 
 Array = NDArray[np.float64]
-SPACE = load_space("distill_compress")
+SPACE = builtin_space()
 
 
 def small_grid() -> Grid:

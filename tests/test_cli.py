@@ -68,6 +68,12 @@ def test_every_command_explains_itself(metasearch: Run, command: str) -> None:
         (["spaces", "check", "nowhere.yaml"], 3, ["nowhere.yaml"]),
         (["tasks", "check", "digitz"], 2, ["did you mean digits?"]),
         (["tasks", "check", "table:nowhere.csv"], 3, ["nowhere.csv: there is no such file"]),
+        (["launch", "digits", "--init-from", "nothing"], 3, ["study 'nothing': there is none"]),
+        (["launch", "digits", "--init-from", "a.safetensors"], 3, ["--init-from a.safetensors: ", "is not there"]),
+        (["launch", "digits", "--meta", "a.safetensors"], 3, ["a.safetensors: no such weights file"]),
+        (["launch", "digits", "--fix-structure", "nothing"], 3, ["study 'nothing': there is none"]),
+        (["launch", "digits", "--source", "digits"], 2, ["--source: needs a space that gives source_weight a value"]),
+        (["launch", "digits", "--source", "digitz"], 2, ["task: must be one of", "did you mean digits?"]),
         (["launch", "digits", "--unlabelled", "rest"], 2, ["unlabelled: nothing is left out without max_train"]),
         (["launch", "digits", "--unlabelled", "images:nowhere"], 3, ["nowhere: there is no such file or folder"]),
     ],
@@ -100,6 +106,26 @@ def test_a_dry_run_says_what_would_run_and_makes_no_study(metasearch: Run, url: 
     assert described["trials"] == 5
     assert "student.width" in described["searched"]
     assert json.loads(metasearch("studies", "--json", "--storage", url)[1]) == []
+
+
+def test_what_earlier_studies_decide_is_told_and_kept_with_the_study(metasearch: Run, url: str, study: str) -> None:
+    launch = ["launch", "digits", "--space", "quick", "--warm-start", "none", "--dry-run", "--storage", url]
+    code, out, err = metasearch(*launch, "--fix-structure", study)
+    assert (code, err.split(":")[0]) == (0, f"--fix-structure {study}")
+    assert set(json.loads(out)["searched"]).isdisjoint({"student.width", "student.depth"})
+    code, out, _ = metasearch(*launch, "--fix-strategy", study)
+    assert json.loads(out)["searched"] == ["student.depth", "student.width"]
+
+
+def test_a_run_starts_from_a_file_that_another_run_wrote(metasearch: Run, tmp_path: Path) -> None:
+    config = {"epochs": 1, "fine_tune_epochs": 0, "alpha": 0.0, "student.width": 4, "quantize": "none"}
+    (tmp_path / "first.yaml").write_text(json.dumps(config))
+    (tmp_path / "second.yaml").write_text(json.dumps(config | {"student.init": "prior_student", "source_weight": 0.1}))
+    run = ["run", "digits", "--max-train", "100", "--to", str(tmp_path), "--config"]
+    assert metasearch(*run, str(tmp_path / "first.yaml"))[0] == 0
+    start = ["--init-from", str(tmp_path / "student.safetensors"), "--source", "digits"]
+    code, out, _ = metasearch(*run, str(tmp_path / "second.yaml"), *start)
+    assert (code, json.loads(out)["details"]["initialised"]) == (0, 1.0)
 
 
 def test_the_flags_about_the_teacher_are_kept_with_the_study(metasearch: Run, url: str) -> None:

@@ -90,11 +90,11 @@ def test_a_configuration_prunes_where_its_ratio_ever_rises_above_zero(config: di
         ),
         (
             {"temperature.start": 3},
-            "configuration: temperature.kind: must be one of constant, linear, cosine, one_cycle, cubic",
+            "configuration: temperature.kind: must be one of constant, linear, cosine, one_cycle, cubic, network",
         ),
         (
             {"temperature.kind": ["linear"]},
-            "configuration: temperature.kind: must be one of constant, linear, cosine, one_cycle, cubic, "
+            "configuration: temperature.kind: must be one of constant, linear, cosine, one_cycle, cubic, network, "
             "got ['linear']",
         ),
         (

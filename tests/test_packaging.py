@@ -43,4 +43,4 @@ def test_presets_load_from_an_unpacked_wheel_away_from_the_checkout(tmp_path: Pa
     )
     where, presets = ran.stdout.splitlines()
     assert where.startswith(str(tmp_path))
-    assert {"quick", "distill", "distill_compress", "tiny_device"} <= set(presets.split())
+    assert {"quick", "distill", "distill_compress", "few_shot", "tiny_device"} <= set(presets.split())

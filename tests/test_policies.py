@@ -115,7 +115,7 @@ def test_one_cycle_reaches_its_peak_at_the_end_of_the_warm_up() -> None:
         (
             "cosin",
             {"start": 1.0},
-            "lr.kind: must be one of constant, linear, cosine, one_cycle, cubic, hypergradient, got 'cosin'",
+            "lr.kind: must be one of constant, linear, cosine, one_cycle, cubic, hypergradient, network, got 'cosin'",
         ),
         ("linear", {"start": 1.0}, "lr.end: is required by kind linear"),
         ("constant", {}, "lr.value: is required by kind constant"),

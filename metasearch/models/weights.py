@@ -22,16 +22,32 @@ from metasearch.tasks import Task
 DESCRIBED = {"spec", "input_shape", "classes"}
 CLASS_NAMES = "class_names"
 """Described too, for who reads the file; older files lack it."""
+META = "meta"
+"""A second entry of the metadata, in files of meta-learned weights: how they came about."""
 CHANNELS = "channels"
 """The present size of each channel group, for a network whose groups are known."""
 SIZES = "sizes"
 """For any other network, the numbers of its layers (in_channels, groups, ...) that pruning changed, by layer."""
+BESIDE = "meta:"
+"""Before the names of tensors that lie in a file beside the network's: a meta-learner's."""
 
 Sizes = dict[str, dict[str, int | tuple[int, ...]]]
 
 
-def save_weights(model: nn.Module, path: Path, *, spec: NetworkSpec, task: Task) -> None:
-    """Write the weights atomically, with the network's spec, present channels and class names."""
+def save_weights(
+    model: nn.Module,
+    path: Path,
+    *,
+    spec: NetworkSpec,
+    task: Task,
+    beside: Mapping[str, Tensor] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the weights atomically, with the network's spec, present channels and class names.
+
+    beside: tensors that are not the network's, under BESIDE and their names: `load_weights` does not read them. meta:
+    how it was meta-learned, JSON-ready, for `describe_weights`.
+    """
     described: dict[str, Any] = {
         "spec": str(spec),
         "input_shape": list(task.input_shape),
@@ -43,7 +59,9 @@ def save_weights(model: nn.Module, path: Path, *, spec: NetworkSpec, task: Task)
     except TypeError:
         built = build_network(spec, input_shape=task.input_shape, classes=task.classes, seed=0)
         described[SIZES] = _changed_sizes(built, model)
-    write_tensors(model.state_dict(), path, metadata={"network": json.dumps(described)})
+    noted = {"network": json.dumps(described)} | ({} if meta is None else {META: json.dumps(meta)})
+    tensors = model.state_dict() | {BESIDE + name: tensor for name, tensor in (beside or {}).items()}
+    write_tensors(tensors, path, metadata=noted)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
@@ -75,17 +93,7 @@ def load_weights(path: Path, *, family: str | None = None) -> nn.Module:
     Raises NotFoundError if there is no such file; InputError if it is damaged, not ours, of a family that was not
     named, or its tensors do not have the shapes that its description asks for.
     """
-    if not path.is_file():
-        raise NotFoundError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            described: Any = json.loads((file.metadata() or {}).get("network", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
-    shapes = (DESCRIBED | {CHANNELS}, DESCRIBED | {SIZES})
-    if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} not in shapes:
-        raise InputError(str(path), "must carry a description of its network in the metadata")
+    described, tensors = _read(path)
     spec = NetworkSpec.parse(described["spec"], place=str(path))
     if spec.family not in FAMILIES and spec.family != family:
         rule = "is of a family that runs code of its own: needs load_weights(path, family=...) with its name"
@@ -111,6 +119,52 @@ def load_weights(path: Path, *, family: str | None = None) -> nn.Module:
     if SIZES in described:
         _require_run(model, tuple(described["input_shape"]), path)
     return model
+
+
+def describe_weights(path: Path) -> dict[str, Any]:
+    """Return what a weights file says of its network: spec, input_shape, classes, class_names; `meta`, {} if none.
+
+    `meta` is how it was meta-learned: `method`, and what else its maker noted. Raises as `load_weights` does.
+    """
+    described, _ = _read(path)
+    return described
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return what a file of `meta-train`, of weights or of a policy network, says of its making; {} if nothing.
+
+    Raises as `read_tensors` does.
+    """
+    meta = read_tensors(path)[0].get(META)
+    return meta if isinstance(meta, dict) else {}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what `write_tensors` wrote: the metadata, each text of them read as JSON, and the tensors, on the CPU.
+
+    Raises NotFoundError if there is no such file; InputError if it is damaged or no safetensors file. One that may hold
+    code, a pickle for instance, is never opened as such.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            noted = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
+    return noted, tensors
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description in a weights file, with `meta`, and its network's tensors."""
+    noted, tensors = read_tensors(path)
+    described, meta = noted.get("network"), noted.get(META, {})
+    shapes = (DESCRIBED | {CHANNELS}, DESCRIBED | {SIZES})
+    if not isinstance(described, dict) or described.keys() - {CLASS_NAMES} not in shapes or not isinstance(meta, dict):
+        raise InputError(str(path), "must carry a description of its network in the metadata")
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(BESIDE)}
+    return described | {META: meta}, own
 
 
 def _with_channels(model: nn.Module, present: Any, path: Path) -> nn.Module:

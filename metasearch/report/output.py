@@ -47,6 +47,6 @@ def front_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
         params = {
             k: v for k, v in known.items() if k in PARAMETERS or any(k == p or k.startswith(f"{p}.") for p in POLICIES)
         }
-        metrics = {k: v for k, v in known.items() if k in METRICS or k in {"test_std", "test_seeds"}}
+        metrics = {k: v for k, v in known.items() if k in METRICS or k in {"test_std", "test_seeds", "initialised"}}
         records.append({"number": row["number"], "params": params, "metrics": metrics})
     return records

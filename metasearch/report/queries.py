@@ -148,6 +148,8 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     row: dict[str, Any] = {"number": trial.number, "state": trial.state.name}
     row |= {name: result.metrics[name] for name in METRICS if name in result.metrics} if result else {}
     row |= result.config if result else trial.params
+    if result and "initialised" in result.details:
+        row["initialised"] = result.details["initialised"]
     row["seed"], row["node"] = run.get("seed"), run.get("node")
     row["started"] = trial.datetime_start
     row["seconds"] = run["ended"] - run["started"] if "ended" in run else None

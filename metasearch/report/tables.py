@@ -73,7 +73,17 @@ def student_text(row: dict[str, Any]) -> str:
     text += f" pruned {c.pruning_ratio.bounds()[1]:.0%}" if c.prunes else ""
     text += f" sparse {c.sparsity.bounds()[1]:.0%}" if c.sparsity.bounds()[1] > 0 else ""
     text += f" below {c.sparsity_threshold:g} sd zero" if c.sparsity_threshold > 0 else ""
+    text += start_text(row)
     return text + (" int8" if row["quantize"] == "int8" else " fp32")
+
+
+def start_text(row: dict[str, Any]) -> str:
+    """Return what a student started from, with the share of its parameters taken over; "" for random weights."""
+    init = row.get("student.init", "random")
+    if pd.isna(init) or init == "random":
+        return ""
+    share = row.get("initialised")
+    return f" from {init}" + ("" if share is None or pd.isna(share) else f" ({share:.0%})")
 
 
 def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:
@@ -99,6 +109,7 @@ def controls_table(controls: pd.DataFrame) -> Table:
         "final": "as found, mean of seeds",
         "direct": "distilled directly at the nearest MACs",
         "alone": "trained without the teacher",
+        "random": "started from random weights",
     }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="controls, on the test split", title_justify="left")
     for heading, justify in (("trial", "right"), ("run", "left"), ("seeds", "right"), ("test acc", "right")):

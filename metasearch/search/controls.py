@@ -2,7 +2,8 @@
 
 For each chosen student of the front: `final` runs it again with fresh seeds and reads the test split; `direct` distils
 an unpruned student of the same family and the nearest MACs with the same budget, if one can be built; `alone` trains
-the same student without the teacher. The companion `NAME/controls` is seen by no sampler.
+the same student without the teacher; `random` distils one that had another start from random weights. The companion
+`NAME/controls` is seen by no sampler.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from metasearch.tasks import Task
 MOST_CHOSEN = 4
 FINAL_SEEDS = 3
 WIDEST = 256
+RANDOM_START = {"student.init": "random"}
 
 
 def choose(front: Front, *, most: int = MOST_CHOSEN) -> list[int]:
@@ -133,8 +135,11 @@ def _roles(number: int, config: Config, metrics: dict[str, float], task: Task, s
             direct = without_pruning | {"pruning_ratio": 0.0, "student.width": width}
             roles.append({"role": "direct", "of": number, "seed": seeds[0], "config": direct})
     if config["alpha"] > 0:
-        alone = config | {"alpha": 0.0} | _as_many_steps(config, task)
+        start = RANDOM_START if config.get("student.init") == "teacher_slice" else {}
+        alone = config | {"alpha": 0.0} | start | _as_many_steps(config, task)
         roles.append({"role": "alone", "of": number, "seed": seeds[0], "config": alone})
+    if config.get("student.init", "random") != "random":
+        roles.append({"role": "random", "of": number, "seed": seeds[0], "config": config | RANDOM_START})
     return roles
 
 

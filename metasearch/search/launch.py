@@ -25,8 +25,17 @@ from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.objectives import Constraint
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
-from metasearch.search.possible import feature_losses, needs_views, possible_with_task, possible_with_teacher
-from metasearch.search.prepare import check_writable
+from metasearch.search.possible import (
+    feature_losses,
+    needs_network,
+    needs_views,
+    possible_with_initial,
+    possible_with_policy_network,
+    possible_with_source,
+    possible_with_task,
+    possible_with_teacher,
+)
+from metasearch.search.prepare import check_writable, initial_families, policy_network_of
 from metasearch.search.priors import load_warm_start
 from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
 from metasearch.search.samplers import make_sampler
@@ -116,12 +125,26 @@ class _Search:
             raise InputError(
                 f"task {source.text}", "has changed since the study was made", f"digest={task.fingerprint[:12]}"
             )
+        initial = {init: Path(path) for init, path in d.initial.items()}
         space, left_out = possible_with_task(d.parsed_space(), task)
+        space, more = possible_with_source(space, there=d.source is not None)
+        left_out += more
+        space, more = possible_with_initial(space, initial_families(TeacherSource.of(d.teacher), initial, task))
+        left_out += more
         teacher = self._teacher(task, space)
+        space, more = possible_with_policy_network(space, policy_network_of(initial))
+        left_out += more
         space, more = possible_with_teacher(space, teacher.feature_names)
         for line in (*left_out, *more):
             self.watcher.stage(line)
-        prepare = PipelineWorker.of(source, teacher, device=d.device, threads=self.resources.threads)
+        prepare = PipelineWorker.of(
+            source,
+            teacher,
+            device=d.device,
+            threads=self.resources.threads,
+            initial=initial,
+            joint=None if d.source is None else TaskSource(**d.source),
+        )
         timer = Timer(d.timeout_s, self.stop.set, ["the time limit was reached"]) if d.timeout_s else None
         if timer is not None:
             timer.daemon = True
@@ -151,6 +174,7 @@ class _Search:
             device=self.description.device,
             views=needs_views(space),
             features=feature_losses(space),
+            network=needs_network(space),
             progress=self._epoch,
         )
         self.watcher.teacher(teacher.spec, teacher.metrics)

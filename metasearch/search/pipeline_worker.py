@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +18,22 @@ from metasearch.teachers import Teacher
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What all trials of a worker share. joint: the source task of a joint training. initial: see `run_pipeline`."""
+
+    task: Task
+    teacher: Teacher
+    device: str
+    initial: Mapping[str, Path] = field(default_factory=dict)
+    joint: Task | None = None
+
+
+@dataclass(frozen=True)
 class PipelineWorker:
-    """Opens the task and the teacher in a worker process; sent there once, the logits (as arrays) without a copy."""
+    """Opens the task and the teacher in a worker process; sent there once, the logits (as arrays) without a copy.
+
+    joint: of the source task of a joint training. initial: weights files by the initialisation, on every node.
+    """
 
     source: TaskSource
     teacher: Teacher
@@ -26,16 +41,28 @@ class PipelineWorker:
     features: dict[str, np.ndarray]
     device: str
     threads: int
+    initial: Mapping[str, Path] = field(default_factory=dict)
+    joint: TaskSource | None = None
 
     @classmethod
-    def of(cls, source: TaskSource, teacher: Teacher, *, device: str, threads: int) -> PipelineWorker:
+    def of(
+        cls,
+        source: TaskSource,
+        teacher: Teacher,
+        *,
+        device: str,
+        threads: int,
+        initial: Mapping[str, Path] | None = None,
+        joint: TaskSource | None = None,
+    ) -> PipelineWorker:
         """Return the worker of a task and its teacher, whose tensors travel as arrays."""
         logits, features = (
             {name: tensor.numpy() for name, tensor in tensors.items()} for tensors in (teacher.logits, teacher.features)
         )
-        return cls(source, replace(teacher, logits={}, features={}), logits, features, device, threads)
+        bare = replace(teacher, logits={}, features={})
+        return cls(source, bare, logits, features, device, threads, initial or {}, joint)
 
-    def __call__(self) -> tuple[Task, Teacher, str]:
+    def __call__(self) -> Shared:
         """Return what every trial shares."""
         torch.set_num_threads(self.threads)
         with warnings.catch_warnings():
@@ -44,18 +71,21 @@ class PipelineWorker:
                 {name: torch.from_numpy(array) for name, array in arrays.items()}
                 for arrays in (self.logits, self.features)
             )
-        return load_task(self.source), replace(self.teacher, logits=logits, features=features), self.device
+        teacher = replace(self.teacher, logits=logits, features=features)
+        joint = None if self.joint is None else load_task(self.joint)
+        return Shared(load_task(self.source), teacher, self.device, self.initial, joint)
 
 
-def run_request(request: TrialRequest, shared: tuple[Task, Teacher, str]) -> Generator[EpochReport, None, TrialResult]:
+def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport, None, TrialResult]:
     """Run one trial's pipeline in a worker."""
-    task, teacher, device = shared
     return pipeline_steps(
-        task,
+        shared.task,
         request.config,
-        teacher=teacher,
+        teacher=shared.teacher,
         seed=request.seed,
-        device=device,
+        device=shared.device,
         save_to=request.folder,
         read_test=request.read_test,
+        initial=shared.initial,
+        source=shared.joint,
     )

@@ -10,14 +10,16 @@ from collections.abc import Generator, Mapping
 from optuna.storages import RDBStorage
 from scipy.stats import qmc
 
+from metasearch.errors import InputError
 from metasearch.parameters import Value
 from metasearch.search.launch import Watcher, run_study
-from metasearch.search.possible import possible_with_task
-from metasearch.search.prepare import Options, prepare_study
+from metasearch.search.possible import possible_with_initial, possible_with_task
+from metasearch.search.prepare import Options, initial_families, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import Space
 from metasearch.search.store import study_exists
 from metasearch.tasks import TaskSource, load_task
+from metasearch.teachers import TeacherSource, default_teacher
 
 
 def sobol_pool(space: Space, size: int, *, seed: int = 0) -> list[dict[str, Value]]:
@@ -57,7 +59,10 @@ def evaluate_pool(
     pool = sobol_pool(space, size, seed=seed)
     for name, source in tasks.items():
         if not study_exists(storage, name):
-            possible, _ = possible_with_task(space, load_task(source))
+            task = load_task(source)
+            possible, _ = possible_with_task(space, task)
+            teacher = TeacherSource.of(default_teacher(task))
+            possible, _ = possible_with_initial(possible, initial_families(teacher, {}, task))
             own = [values for values in pool if _is_possible(values, possible)]
             options = Options(
                 source, space, trials=len(own), name=name, sampler="random", seed=seed, enqueue=tuple(own)
@@ -70,4 +75,8 @@ def evaluate_pool(
 
 
 def _is_possible(values: Mapping[str, Value], space: Space) -> bool:
-    return all(values[s.path] in s.choices for s in space.settings if s.choices and s.path in values)
+    try:
+        space.check_parameters(values, "pool")
+    except InputError:
+        return False
+    return True

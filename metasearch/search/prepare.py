@@ -6,8 +6,8 @@ import datetime
 import os
 import platform
 import subprocess
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,15 +16,27 @@ from optuna.storages import RDBStorage
 
 from metasearch.errors import InputError, StorageError
 from metasearch.folders import home_folder
+from metasearch.initial import PRIOR_STUDENT, TEACHER_SLICE, load_source, meta_files
+from metasearch.meta.policy_network import PolicyNetwork, load_policy_network
+from metasearch.parameters import POLICY_METHOD
 from metasearch.records import Config
+from metasearch.run import check_alike
+from metasearch.search.earlier import Decided, decided_space, student_file
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
-from metasearch.search.possible import needs_views, possible_with_task, possible_with_teacher
+from metasearch.search.possible import (
+    needs_views,
+    possible_with_initial,
+    possible_with_policy_network,
+    possible_with_source,
+    possible_with_task,
+    possible_with_teacher,
+)
 from metasearch.search.priors import WarmStart, choose_priors, prior_names
 from metasearch.search.samplers import SAMPLERS_WITH_PRIORS, check_sampler
 from metasearch.search.space import Space
 from metasearch.search.store import StudyDescription, create_study, storage_errors, study_exists
-from metasearch.tasks import TaskSource, load_task
+from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 
 
@@ -32,7 +44,9 @@ from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 class Options:
     """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them.
 
-    warm_start: auto, none, or names of priors (see `priors.py`).
+    warm_start: auto, none, or names of priors (see `priors.py`). init_from: of what `prior_student` starts from, a
+    weights file or the name of a study. meta: files of meta-learned weights. joint: the source task of a joint
+    training. decided: what earlier studies decide in the space.
     """
 
     source: TaskSource
@@ -50,6 +64,10 @@ class Options:
     enqueue: tuple[Config, ...] = ()
     artefacts: str | None = None
     warm_start: str = "auto"
+    init_from: str | None = None
+    meta: tuple[str, ...] = ()
+    joint: TaskSource | None = None
+    decided: Decided = field(default_factory=Decided)
 
 
 def prepare_study(
@@ -69,21 +87,29 @@ def prepare_study(
         Constraint.parse(text, place="--constraint")
     source = options.source.absolute()
     task = load_task(source)
-    space, _ = possible_with_task(options.space, task)
+    asked = options.space
+    if options.decided != Decided():
+        asked = decided_space(storage, asked, options.decided, tell=tell)
+    initial = initial_files(lambda: storage, options.init_from, options.meta)
+    joint = None if options.joint is None else joint_source(options.joint, task)
+    space, _ = possible_with_task(asked, task)
+    space, _ = possible_with_source(space, there=joint is not None)
     teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
     space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=needs_views(space)))
+    space, _ = possible_with_initial(space, initial_families(teacher, initial, task))
+    space, _ = possible_with_policy_network(space, policy_network_of(initial))
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
     artefacts = options.artefacts or str(home_folder() / "artefacts")
     check_writable(Path(artefacts))
     warm_start = _warm_start(storage, options, space, objectives, tell)
-    name = options.name or _free_name(storage, f"{task.name}-{options.space.name}")
+    name = options.name or _free_name(storage, f"{task.name}-{asked.name}")
     description = StudyDescription(
         task=asdict(source),
         fingerprint=task.fingerprint,
-        space=options.space.text,
-        space_digest=options.space.digest,
+        space=asked.text,
+        space_digest=asked.digest,
         objectives=objectives,
         constraints=constraints,
         trials=options.trials,
@@ -99,6 +125,8 @@ def prepare_study(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         timeout_s=options.timeout_s,
         warm_start=warm_start,
+        initial={init: str(path) for init, path in initial.items()},
+        source=None if joint is None else asdict(joint),
     )
     if create:
         with storage_errors(str(storage.url)):
@@ -106,6 +134,40 @@ def prepare_study(
             for config in options.enqueue:
                 study.enqueue_trial(config)
     return description, name
+
+
+def initial_files(storage: Callable[[], RDBStorage], init_from: str | None, meta: Sequence[str]) -> dict[str, Path]:
+    """Return the weights files, by the initialisation that starts from them, that `--init-from` and `--meta` name.
+
+    storage: opened only for a study. Raises NotFoundError for one that is not there, InputError for another file.
+    """
+    files = meta_files([Path(text).absolute() for text in meta])
+    return files if init_from is None else files | {PRIOR_STUDENT: student_file(storage, init_from)}
+
+
+def initial_families(teacher: TeacherSource, files: Mapping[str, Path], task: Task) -> dict[str, str]:
+    """Return the family of the network that each initialisation starts from, for those that are to be had.
+
+    files: weights by the initialisation. Raises as `load_source` does.
+    """
+    starts = {init: path for init, path in files.items() if init != POLICY_METHOD}
+    families = {init: load_source(init, path, task).spec.family for init, path in starts.items()}
+    member = teacher.open_member
+    if member is not None and member.spec is not None:
+        families[TEACHER_SLICE] = member.spec.family
+    return families
+
+
+def policy_network_of(files: Mapping[str, Path]) -> PolicyNetwork | None:
+    """Return the policy network among the files that a run is given, if any. Raises as `load_policy_network` does."""
+    return load_policy_network(files[POLICY_METHOD]) if POLICY_METHOD in files else None
+
+
+def joint_source(source: TaskSource, task: Task) -> TaskSource:
+    """Return the source of a joint training, with absolute paths. Raises InputError for inputs of another shape."""
+    absolute = source.absolute()
+    check_alike(load_task(absolute), task)
+    return absolute
 
 
 def _warm_start(

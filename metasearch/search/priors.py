@@ -23,9 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 from metasearch import transfer
 from metasearch.errors import InputError, NotFoundError
 from metasearch.records import METRICS
+from metasearch.search.fixing import fix
 from metasearch.search.imported import imported_prior
 from metasearch.search.lease import holder_of
-from metasearch.search.space import Space
+from metasearch.search.space import Space, load_space
 from metasearch.search.store import (
     CURVE,
     DESCRIPTION,
@@ -119,6 +120,11 @@ def priors_in(storage: RDBStorage, names: Collection[str] | None = None) -> list
         elif holder_of(study) is None and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             found.append(KnownPrior(prior_of_study(study), STORE))
     return found
+
+
+def builtin_space() -> Space:
+    """Return the space that the priors of the package searched: the default one, every student started at random."""
+    return fix(load_space("distill_compress"), {"student.init": "random"}, place="built-in priors")
 
 
 def builtin_priors() -> tuple[Prior, ...]:

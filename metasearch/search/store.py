@@ -50,7 +50,8 @@ class StudyDescription:
     """What a study searches, and with what; enough to resume it.
 
     task: the fields of a TaskSource. teacher: a SOURCE, or the fields of a TeacherSource. warm_start: the names of the
-    priors that the search starts from. features: of the task with its teacher, once the driver has that.
+    priors that the search starts from. initial: weights files by the `student.init` that starts from them. source: the
+    fields of the TaskSource of a joint training. features: of the task with its teacher, once the driver has that.
     """
 
     task: dict[str, Any]
@@ -72,6 +73,8 @@ class StudyDescription:
     timeout_s: float | None = None
     warm_start: list[str] = field(default_factory=list)
     features: dict[str, float] = field(default_factory=dict)
+    initial: dict[str, str] = field(default_factory=dict)
+    source: dict[str, Any] | None = None
 
     def parsed_space(self) -> Space:
         """Return the search space as it was when the study was made."""

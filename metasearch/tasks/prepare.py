@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 
 from metasearch.errors import InputError, StorageError
 from metasearch.folders import cache_folder
+from metasearch.tasks.families import is_domain, load_member, parse_member
 from metasearch.tasks.prepared import (
     Prepared,
     Transform,
@@ -51,7 +52,10 @@ def load_task(source: TaskSource | str) -> Task:
     """
     source = TaskSource(source) if isinstance(source, str) else source
     if source.text.startswith(PYTHON_PREFIX):
-        return _given_task(source)
+        return _with_options(source, call_task_function(source.text.removeprefix(PYTHON_PREFIX)))
+    if is_domain(source.text):
+        (domain,) = load_member(parse_member(source.text), source)
+        return _with_options(source, domain.task())
     kind, argument = find_source(source.text)
     request = Request(argument, source.root(), source.image_size, source.download, source.skip_corrupt)
     try:
@@ -183,9 +187,8 @@ def _chosen(raw: RawData, source: TaskSource) -> tuple[Chosen, dict[str, Any]]:
     return chosen, provenance
 
 
-def _given_task(source: TaskSource) -> Task:
-    """Return a function's own task, with the options applied; its normalisation stays, its fingerprint is computed."""
-    task = call_task_function(source.text.removeprefix(PYTHON_PREFIX))
+def _with_options(source: TaskSource, task: Task) -> Task:
+    """Return a task that is already made, with the options applied; its normalisation stays, its fingerprint is new."""
     raws = {name: _raw_split(source.text, getattr(task, name), task) for name in SPLITS}
     raw = RawData(raws["train"], raws["validation"], raws["test"], task.class_names)
     if source.max_train is None and source.image_size is None:

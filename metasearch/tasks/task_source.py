@@ -8,6 +8,7 @@ from pathlib import Path
 
 from metasearch.errors import InputError
 from metasearch.folders import home_folder
+from metasearch.tasks.families import absolute_member
 from metasearch.tasks.sources import absolute_argument, existing
 
 IMAGE_SIZES = range(8, 225)
@@ -64,7 +65,7 @@ class TaskSource:
         """
         root = Path.cwd() / self.root()
         unlabelled = None if self.unlabelled is None else absolute_unlabelled(self.unlabelled, root)
-        text = absolute_argument(self.text, root)
+        text = absolute_member(self.text, root)
         return replace(self, text=text, data_root=str(root), unlabelled=unlabelled)
 
 

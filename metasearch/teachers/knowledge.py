@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metasearch.errors import InputError
+from metasearch.initial import SourceNetwork
 from metasearch.measure import accuracy, expected_calibration_error
 from metasearch.models import NetworkSpec
 from metasearch.objective import needed_features
@@ -33,7 +34,8 @@ class Teacher:
     of all members, where they are known. seed: of its training and of the views. labels_only: whether the logits say
     which class is predicted, by a margin of LABEL_MARGIN, and nothing else. features: those that were asked for, by
     split and name (`train.hint`, `views.embedding`), (V, N, ...) each; of the first member that shows any.
-    N in `train` and `views` counts the train split, then the unlabelled inputs.
+    network: where a student is to start from it. N in `train` and `views` counts the train split, then the unlabelled
+    inputs.
     """
 
     spec: str
@@ -42,6 +44,7 @@ class Teacher:
     metrics: Mapping[str, float]
     labels_only: bool = False
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    network: SourceNetwork | None = None
 
     def teaching(self, split: str, *, loss: str) -> dict[str, Tensor]:
         """Return what a loss reads of the teacher on `train` or `views`, (V, N, ...) each, by name.
@@ -78,24 +81,30 @@ def teacher_for(
     device: torch.device | str = "cpu",
     views: bool = False,
     features: Collection[str] = (),
+    network: bool = False,
     progress: Callable[[EpochReport], None] | None = None,
 ) -> Teacher:
     """Return the task's teacher: opened, or trained (member i with seed + i), or read from the cache.
 
     source: None for the default teacher. views: whether logits on augmented views are needed. features: the
-    losses whose features are needed, where the teacher shows them. progress: called after every training epoch.
+    losses whose features are needed, where the teacher shows them. network: whether its network is needed, where that
+    is of one of our families (of an ensemble, the first that is). progress: called after every training epoch.
     Raises InputError for a teacher that does not fit the task, NotFoundError for a missing file.
     """
     source = TeacherSource.of(default_teacher(task) if source is None else source).absolute()
     views = views and bool(task.augmentation)
     _check_views(source, views=views)
-    known = [
-        read_logits(member, task)
-        if member.is_logits
-        else NetworkMember(
+    networks = [
+        NetworkMember(
             member, task, source, seed=seed + index, view_seed=seed, device=torch.device(device), progress=progress
-        ).known(views=views, groups=() if source.labels_only else _groups_of(features))
+        )
         for index, member in enumerate(source.members)
+    ]
+    known = [
+        read_logits(each.member, task)
+        if each.member.is_logits
+        else each.known(views=views, groups=() if source.labels_only else _groups_of(features))
+        for each in networks
     ]
     shares = [member.share for member in source.members]
     logits = {
@@ -117,7 +126,8 @@ def teacher_for(
         logits = {name: label_logits(tensor.argmax(dim=-1), task.classes) for name, tensor in logits.items()}
     logits = {"views": torch.empty(0)} | logits | {"train": logits["train"][None]}
     shown = next((k.features for k in known if k.features), {})
-    return Teacher(str(source), seed, logits, metrics, source.labels_only or only_labels, shown)
+    opened = next((each.source_network() for each in networks if network and each.member is source.open_member), None)
+    return Teacher(str(source), seed, logits, metrics, source.labels_only or only_labels, shown, opened)
 
 
 def check_teacher(source: TeacherSource, task: Task, *, views: bool) -> set[str]:

@@ -5,6 +5,7 @@ Symbols: N examples, C classes, V augmented views.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metasearch.errors import InputError
+from metasearch.initial import SourceNetwork
 from metasearch.measure import predict
 from metasearch.objective import teacher_features
 from metasearch.records import EpochReport
@@ -68,6 +70,14 @@ class NetworkMember:
             logits |= self._kept(self._seen, lambda: (self._shown(self._view_logits, views=VIEWS), {}))[0]
             features |= self._features("views", groups, views=VIEWS)
         return Known(logits, counts, features=features)
+
+    def source_network(self) -> SourceNetwork:
+        """Return the network itself, of one of our families, for students to start from."""
+        module, spec = self._network.module, self.member.spec
+        assert module is not None
+        assert spec is not None
+        normalisation = normalisation_for(self.source.normalisation, self.task)
+        return SourceNetwork(spec, copy.deepcopy(module).cpu(), self.task.class_names, normalisation)
 
     @cached_property
     def _key(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from metasearch.errors import InputError, NotFoundError
-from metasearch.models import NetworkSpec
+from metasearch.models import FAMILIES, NetworkSpec
 from metasearch.teachers.networks import check_spelling, is_function
 
 NETWORK_FILES = (".pt2", ".onnx")
@@ -76,6 +76,11 @@ class TeacherMember:
         return not self.is_file and self.weights is None
 
     @property
+    def spec(self) -> NetworkSpec | None:
+        """The network, if it is of one of our families."""
+        return NetworkSpec.parse(self.text) if self.text.partition(":")[0] in FAMILIES else None
+
+    @property
     def place(self) -> str:
         """How an error names this member."""
         return f"teacher {self.text}"
@@ -131,6 +136,11 @@ class TeacherSource:
         """Return what JSON can hold and `of` understands: the text alone where it says everything."""
         text = self.members[0].text
         return text if self == TeacherSource((TeacherMember(text),)) else asdict(self)
+
+    @property
+    def open_member(self) -> TeacherMember | None:
+        """The first member whose weights a student can start from; None where only labels are to be seen."""
+        return None if self.labels_only else next((member for member in self.members if member.spec), None)
 
     def absolute(self) -> TeacherSource:
         """Return the same source with absolute paths. Raises NotFoundError for a file that is not there."""

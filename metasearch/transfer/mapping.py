@@ -14,7 +14,11 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from metasearch.parameters import ADDED, PARAMETERS
 from metasearch.transfer.prior import NOTHING, Prior, PriorTrial
+
+OURS = "metasearch"
+"""The name under which a prior made by this program has its version."""
 
 Active = Callable[[Mapping[str, Any]], AbstractSet[str]]
 """From the parameters of a trial to the names of those that the conditions of a space permit."""
@@ -157,12 +161,17 @@ def nearest(value: Any, distribution: BaseDistribution) -> Any:
 
 
 def _filled(prior: Prior, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Return what the old space fixed and the new one searches, where the new one has the like of its value."""
+    """Return what the old space fixed and the new one searches, where the new one has the like of its value.
+
+    A parameter that this program did not have yet counts as fixed at its default, as the trials were run.
+    """
+    fixed = {name: PARAMETERS[name].default for name in ADDED} if OURS in prior.versions else {}
+    fixed |= dict(prior.fixed)
     filled = {}
     for name, distribution in distributions.items():
-        if name in prior.fixed and name not in prior.distributions:
+        if name in fixed and name not in prior.distributions:
             try:
-                filled[name] = nearest(prior.fixed[name], distribution)
+                filled[name] = nearest(fixed[name], distribution)
             except ValueError:  # a choice that is no more: as if it were not known
                 continue
     return filled

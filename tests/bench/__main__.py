@@ -9,14 +9,27 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import distillation, overhead, pruning, throughput, unlabelled
+from tests.bench import (
+    distillation,
+    episodes,
+    omniglot,
+    overhead,
+    policy_network,
+    pruning,
+    sinusoid,
+    throughput,
+    unlabelled,
+)
 from tests.bench.transfer import report as transfer
 
-BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run}
+BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run, "episodes": episodes.run}
 STUDIES = {
     "distillation": distillation.run,
     "unlabelled": unlabelled.run,
     "pruning": pruning.run,
+    "policy_network": policy_network.run,
+    "sinusoid": sinusoid.run,
+    "omniglot": omniglot.run,
     "transfer": transfer.run,
 }
 """What is measured of the methods rather than of the program's speed: by name only."""

@@ -27,6 +27,9 @@ STUDENT = {"student.family": "convnet", "student.width": 8, "student.depth": 3, 
             "convnet w8 d3 pruned 20% int8",
         ),
         ({"sparsity": 0.7, "sparsity_threshold": 0.0}, "convnet w8 d3 sparse 70% int8"),
+        ({"student.init": "random", "initialised": math.nan}, "convnet w8 d3 int8"),
+        ({"student.init": math.nan}, "convnet w8 d3 int8"),  # of a study that knew no other start
+        ({"student.init": "teacher_slice", "initialised": 0.953}, "convnet w8 d3 from teacher_slice (95%) int8"),
     ],
 )
 def test_a_student_is_named_by_what_was_done_to_it(row: dict[str, Any], text: str) -> None:

@@ -99,6 +99,18 @@ def test_a_pruned_distilled_student_gets_every_control(storage: RDBStorage, stud
     assert alone == PRUNED | {"alpha": 0.0}
 
 
+def test_a_student_with_a_start_of_its_own_is_compared_with_a_random_one(
+    storage: RDBStorage, study: Study, task: Task
+) -> None:
+    config = CONFIG | {"pruning_ratio": 0.0, "student.init": "teacher_slice"}
+    found = roles(companion(storage, study, DESCRIPTION, {3: (config, {"macs": 900})}, task))
+    assert [role["role"] for role in found] == ["final"] * FINAL_SEEDS + ["alone", "random"]
+    alone, random = found[-2], found[-1]
+    assert alone["config"] == config | {"alpha": 0.0, "student.init": "random"}  # the teacher's weights are the teacher
+    assert random["config"] == config | {"student.init": "random"}
+    assert random["seed"] == found[0]["seed"]
+
+
 def test_a_schedule_that_ends_at_no_pruning_has_no_direct_control(
     storage: RDBStorage, study: Study, task: Task
 ) -> None:

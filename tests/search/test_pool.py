@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metasearch.search.pool import evaluate_pool, sobol_pool
-from metasearch.search.priors import builtin_priors, find_priors
+from metasearch.search.priors import builtin_priors, builtin_space, find_priors
 from metasearch.search.runner import Resources
 from metasearch.search.space import load_space, parse_space
 from metasearch.search.store import load_study, open_storage
@@ -55,7 +55,7 @@ def test_conditional_parameters_are_there_only_where_they_are_active() -> None:
 
 
 def test_the_pool_of_the_priors_that_ship_can_be_made_again() -> None:
-    pool = sobol_pool(load_space("distill_compress"), 160)
+    pool = sobol_pool(builtin_space(), 160)
     assert all([trial.params for trial in prior.trials] == pool for prior in builtin_priors())
 
 

@@ -9,8 +9,17 @@ from optuna.distributions import CategoricalDistribution
 from metasearch.errors import InputError
 from metasearch.models import NetworkSpec
 from metasearch.search import possible
-from metasearch.search.possible import feature_losses, possible_with_task, possible_with_teacher
+from metasearch.search.possible import (
+    feature_losses,
+    needs_network,
+    possible_with_initial,
+    possible_with_source,
+    possible_with_task,
+    possible_with_teacher,
+)
+from metasearch.search.prepare import initial_families
 from metasearch.search.space import Space, load_space, parse_space
+from metasearch.teachers import TeacherMember, TeacherSource
 from tests.synthetic import synthetic_task
 
 VECTORS = synthetic_task(shape=(6,))
@@ -93,3 +102,103 @@ def test_a_family_is_tried_at_a_size_that_the_space_has(monkeypatch: pytest.Monk
     monkeypatch.setattr(possible, "build_network", build)
     possible_with_task(space, IMAGES)
     assert tried == [(0, 2)]
+
+
+# Starts
+
+
+STARTS = "student.init: {choices: [random, teacher_slice, prior_student, maml]}\n  student.family: "
+
+
+def choices(space: Space, path: str = "student.init") -> tuple[object, ...]:
+    return next(setting.choices for setting in space.settings if setting.path == path)
+
+
+def test_starts_that_are_not_to_be_had_are_left_out_and_named() -> None:
+    space, lines = possible_with_initial(space_of(STARTS + "convnet"), {"maml": "convnet"})
+    assert choices(space) == ("random", "maml")
+    assert lines == [
+        "student.init leaves out teacher_slice: needs a teacher whose weights are open: "
+        "a network of convnet, mlp, resnet, mobilenet",
+        "student.init leaves out prior_student: needs --init-from STUDY or FILE",
+    ]
+
+
+def test_a_teacher_of_onnx_leaves_the_slice_out_of_the_default_space() -> None:
+    source = TeacherSource((TeacherMember("teacher.onnx"),))
+    space, lines = possible_with_initial(load_space("distill_compress"), initial_families(source, {}, IMAGES))
+    assert space.fixed["student.init"] == "random"
+    assert [line.partition(":")[0] for line in lines] == ["student.init leaves out teacher_slice"]
+    assert not needs_network(space)
+
+
+def test_a_start_is_proposed_to_students_of_its_family_alone() -> None:
+    source = TeacherSource.of("resnet:width=8,depth=4")
+    space, lines = possible_with_initial(load_space("distill_compress"), initial_families(source, {}, IMAGES))
+    assert lines == ["student.init is chosen where student.family is resnet, as its start is"]
+    assert needs_network(space)
+    rng = np.random.default_rng(0)
+    drawn = [space.configuration(space.sample(rng)) for _ in range(200)]
+    assert {c["student.family"] for c in drawn if c["student.init"] == "teacher_slice"} == {"resnet"}
+    assert {c["student.family"] for c in drawn} == {"convnet", "resnet", "mobilenet", "mlp"}
+    assert len({c["student.init"] for c in drawn if c["student.family"] == "resnet"}) == 2
+
+
+def test_a_start_that_the_spaces_own_condition_excludes_is_left_out() -> None:
+    source = TeacherSource.of("mlp:width=8,depth=2")
+    space, lines = possible_with_initial(load_space("distill_compress"), initial_families(source, {}, IMAGES))
+    assert space.fixed["student.init"] == "random"
+    assert lines == [
+        "student.init leaves out teacher_slice: starts from a network of family mlp, not convnet or resnet or mobilenet"
+    ]
+
+
+def test_a_start_of_a_family_that_the_task_rules_out_is_left_out() -> None:
+    asked = space_of(
+        STARTS.replace("maml]", "maml], when: {student.family: [convnet, mlp]}") + "{choices: [convnet, mlp]}"
+    )
+    vectors, _ = possible_with_task(asked, VECTORS)
+    space, lines = possible_with_initial(vectors, {"teacher_slice": "convnet", "maml": "mlp"})
+    assert choices(space) == ("random", "maml")
+    assert lines[0] == "student.init leaves out teacher_slice: starts from a network of family convnet, not mlp"
+
+
+def test_starts_of_two_families_keep_the_first() -> None:
+    families = {"teacher_slice": "convnet", "prior_student": "resnet", "maml": "convnet"}
+    space, lines = possible_with_initial(space_of(STARTS + "{choices: [convnet, resnet]}"), families)
+    assert choices(space) == ("random", "teacher_slice", "maml")
+    assert lines == [
+        "student.init leaves out prior_student: starts from a network of family resnet, not convnet",
+        "student.init is chosen where student.family is convnet, as its start is",
+    ]
+
+
+def test_a_space_that_insists_on_a_start_keeps_the_families_that_can_have_it() -> None:
+    insists = space_of("student.init: teacher_slice\n  student.family: {choices: [convnet, resnet]}")
+    space, lines = possible_with_initial(insists, {"teacher_slice": "resnet"})
+    assert space.fixed["student.family"] == "resnet"
+    assert lines == ["student.family leaves out convnet: student.init starts from a resnet"]
+    with pytest.raises(InputError, match=r"^parameters\.student\.init: needs a teacher whose .*, got 'teacher_slice'$"):
+        possible_with_initial(insists, {})
+
+
+def test_a_space_without_other_starts_is_left_as_it_is() -> None:
+    space = load_space("quick")
+    assert possible_with_initial(space, {"teacher_slice": "resnet"}) == (space, [])
+
+
+@pytest.mark.parametrize("weights", ["{low: 0, high: 1}", "{choices: [0, 0.5]}", "0"])
+def test_without_a_source_nothing_is_trained_jointly(weights: str) -> None:
+    asked = space_of(f"source_weight: {weights}\n  target_weight: {{low: 0.5, high: 1}}")
+    space, lines = possible_with_source(asked, there=False)
+    assert space.fixed["source_weight"] == 0
+    assert lines == ([] if weights == "0" else ["source_weight is 0: there is no --source TASK"])
+    if weights != "0":
+        assert possible_with_source(asked, there=True) == (asked, [])
+
+
+def test_a_source_and_a_space_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^parameters\.source_weight: needs a source task: --source TASK, got 0\.1$"):
+        possible_with_source(space_of("source_weight: {low: 0.1, high: 1}"), there=False)
+    with pytest.raises(InputError, match=r"^--source: needs a space that gives source_weight a value above 0: quick"):
+        possible_with_source(load_space("quick"), there=True)

@@ -262,13 +262,26 @@ def test_the_package_ships_priors_of_eight_tasks_that_fit_its_default_space(monk
     pools = [[trial.params for trial in prior.trials] for prior in shipped]
     assert len(pools[0]) >= 150
     assert all(pool == pools[0] for pool in pools)  # the same configurations on every task
-    space = load_space("distill_compress")
+    space = priors.builtin_space()
     for prior in shipped:
         assert prior.distributions == space.distributions()
         assert prior.features.keys() >= {"linear_probe_accuracy", "one_nn_accuracy", "teacher_accuracy"}
         assert prior.versions["metasearch"]
         assert all(len(trial.curve) >= 10 for trial in prior.complete)
     assert priors.BUILT_IN_FILE.stat().st_size < 3e6
+
+
+def test_the_packages_priors_count_as_started_at_random_in_the_default_space(
+    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    names = [prior.name for prior in priors.builtin_priors()]
+    space = load_space("distill_compress")
+    for mapped in choose_priors(storage, ",".join(names), space, ["val_accuracy", "model_bytes"]):
+        assert mapped.filled == {"student.init": "random"}
+        convolutional = [t.params for t in mapped.prior.trials if t.params["student.family"] != "mlp"]
+        assert {params["student.init"] for params in convolutional} == {"random"}
+        assert not any("student.init" in t.params for t in mapped.prior.trials if t.params["student.family"] == "mlp")
 
 
 # Going on

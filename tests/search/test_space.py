@@ -117,6 +117,7 @@ def test_omitted_policies_and_parameters_have_their_defaults() -> None:
     assert space.fixed == {
         "student.family": "convnet",
         "student.depth": 3,
+        "student.init": "random",
         "batch_size": 64,
         "optimizer": "adamw",
         "momentum": 0.9,
@@ -130,6 +131,8 @@ def test_omitted_policies_and_parameters_have_their_defaults() -> None:
         "loss": "kd",
         "logit_standardization": False,
         "feature_weight": 1.0,
+        "source_weight": 0.0,
+        "target_weight": 1.0,
         "pruning_importance": "l2",
         "pruning_target": "channels",
         "sparsity_threshold": 0.0,
@@ -224,8 +227,8 @@ def test_presets_read_back_from_their_own_yaml(preset: str) -> None:
     assert again.digest == space.digest
 
 
-def test_presets_are_the_four_that_the_readme_names() -> None:
-    assert preset_names() == ["distill", "distill_compress", "quick", "tiny_device"]
+def test_presets_are_the_five_that_ship() -> None:
+    assert preset_names() == ["distill", "distill_compress", "few_shot", "quick", "tiny_device"]
 
 
 def test_no_pruning_is_well_within_reach_where_pruning_is_searched() -> None:
@@ -311,7 +314,8 @@ def test_a_space_that_is_not_there_is_not_found() -> None:
     with pytest.raises(NotFoundError) as caught:
         load_space("none/such.yaml")
     assert str(caught.value) == (
-        "none/such.yaml: is neither a file nor a preset (known: distill, distill_compress, quick, tiny_device)"
+        "none/such.yaml: is neither a file nor a preset "
+        "(known: distill, distill_compress, few_shot, quick, tiny_device)"
     )
 
 

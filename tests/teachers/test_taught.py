@@ -137,7 +137,8 @@ def test_logits_of_a_file_cannot_speak_of_unlabelled_inputs(tmp_path: Path) -> N
 def test_a_worker_has_what_the_driver_has() -> None:
     source = TaskSource("digits", max_train=100, augment="none")
     teacher = teacher_for(load_task(source), SPEC, features=FEATURE_LOSSES)
-    task, received, device = PipelineWorker.of(source, teacher, device="cpu", threads=1)()
+    shared = PipelineWorker.of(source, teacher, device="cpu", threads=1)()
+    task, received, device = shared.task, shared.teacher, shared.device
     assert (task.name, device) == ("digits", "cpu")
     for sent, got in ((teacher.logits, received.logits), (teacher.features, received.features)):
         assert sent.keys() == got.keys()

@@ -153,6 +153,22 @@ def test_what_the_old_space_fixed_is_filled_in_and_the_rest_stays_absent() -> No
     assert mapped.prior.fixed == {"other": 3}
 
 
+def test_a_prior_of_a_program_without_a_choice_of_starts_counts_as_random() -> None:
+    new = {
+        "a": UNIT,
+        "student.init": CategoricalDistribution(("random", "teacher_slice")),
+        "source_weight": FloatDistribution(0, 1),
+    }
+    prior = prior_of_values({"a": UNIT}, {"a": 0.1})
+    ours = replace(prior, versions={"metasearch": "0.1.0"})
+    mapped = map_prior(ours, new, ACCURACY)
+    assert mapped.filled == {"student.init": "random", "source_weight": 0.0}
+    assert [dict(t.params) for t in mapped.prior.trials] == [{"a": 0.1, "student.init": "random", "source_weight": 0.0}]
+    assert map_prior(prior, new, ACCURACY).absent == ("student.init", "source_weight")  # of another program
+    sliced = replace(ours, fixed={"student.init": "teacher_slice"})
+    assert map_prior(sliced, new, ACCURACY).filled["student.init"] == "teacher_slice"
+
+
 def test_what_the_conditions_of_the_new_space_rule_out_is_taken_out_of_a_trial() -> None:
     optimizers = CategoricalDistribution(("sgd", "adamw"))
     new = {"o": optimizers, "m": UNIT, "w": UNIT}

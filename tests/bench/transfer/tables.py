@@ -4,7 +4,7 @@ N configurations of a task, two objectives, both minimized and min-max scaled to
 
 fcnet, nmt: exhaustive grids (METASEARCH_TABLES, else shared/tables beside the repository), the same on every task;
 ordered parameters are integers, their rank. own: the pool of the priors that ship with the package, 1 - val_accuracy
-and log10(model_bytes), over the space `distill_compress` with its conditional parameters. A proposal that a pool
+and log10(model_bytes), over the space that they searched, with its conditional parameters. A proposal that a pool
 lacks is answered by its nearest member that was not yet used, for every sampler alike.
 """
 
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from metasearch.search.priors import BUILT_IN_FILE
-from metasearch.search.space import Space, load_space
+from metasearch.search.priors import BUILT_IN_FILE, builtin_space
+from metasearch.search.space import Space
 from metasearch.transfer.prior import Prior
 from metasearch.transfer.priors_file import read_priors
 from tests.bench.transfer.gower import Gower
@@ -207,7 +207,7 @@ def load_table(name: str) -> Table | None:
     if name == "own":
         if not BUILT_IN_FILE.is_file():
             return None
-        return pools_table(name, read_priors(BUILT_IN_FILE), load_space("distill_compress"))
+        return pools_table(name, read_priors(BUILT_IN_FILE), builtin_space())
     return grid_table(name, tables_folder()) if (tables_folder() / f"{name}.npz").is_file() else None
 
 

@@ -1,0 +1,121 @@
+"""A study whose students start from other networks and train on a source task: prepared, run and shown."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.storages import RDBStorage
+
+from metasearch.errors import InputError
+from metasearch.models import NetworkSpec, build_network
+from metasearch.models.weights import save_weights
+from metasearch.report.queries import best_frame, controls_frame
+from metasearch.search.launch import Watcher, run_study
+from metasearch.search.pipeline_worker import PipelineWorker, run_request
+from metasearch.search.prepare import Options, prepare_study
+from metasearch.search.runner import Resources
+from metasearch.search.space import parse_space
+from metasearch.search.store import description_of, load_study, open_storage
+from metasearch.search.worker import TrialRequest
+from metasearch.tasks import TaskSource, load_task
+from metasearch.teachers import teacher_for
+
+SOURCE = TaskSource("digits", max_train=100, augment="none")
+NETWORK = "mlp:width=4,depth=1"
+SPACE = """
+objectives: [val_accuracy, model_bytes]
+policies:
+  learning_rate: {low: 0.001, high: 0.01}
+  student.width: 3
+parameters:
+  student.family: mlp
+  student.depth: 1
+  student.init: {choices: [random, teacher_slice, prior_student, maml]}
+  source_weight: {choices: [0, 0.5]}
+  epochs: 1
+  fine_tune_epochs: 0
+"""
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> RDBStorage:
+    return open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A weights file of a student of the task."""
+    spec, task = NetworkSpec("mlp", 4, 1), load_task(SOURCE)
+    model = build_network(spec, input_shape=task.input_shape, classes=task.classes, seed=3)
+    save_weights(model, tmp_path / "earlier.safetensors", spec=spec, task=task)
+    return tmp_path / "earlier.safetensors"
+
+
+def options(tmp_path: Path, **changes: object) -> Options:
+    space = parse_space(SPACE, place="starts.yaml")
+    artefacts = str(tmp_path / "artefacts")
+    return Options(SOURCE, space, 4, "s", sampler="random", teacher=NETWORK, artefacts=artefacts, **changes)  # type: ignore[arg-type]  # the tests name real fields
+
+
+def test_a_worker_elsewhere_has_the_teachers_network_the_files_and_the_source(student: Path) -> None:
+    task = load_task(SOURCE)
+    teacher = teacher_for(task, NETWORK, network=True)
+    files = {"prior_student": student}
+    sent = PipelineWorker.of(SOURCE, teacher, device="cpu", threads=1, initial=files, joint=SOURCE)
+    shared = pickle.loads(pickle.dumps(sent))()
+    assert shared.teacher.network is not None
+    assert teacher.network is not None
+    mine, theirs = teacher.network.model.state_dict(), shared.teacher.network.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    base = {"student.family": "mlp", "student.width": 4, "student.depth": 1, "epochs": 1, "fine_tune_epochs": 0}
+    for init in ("teacher_slice", "prior_student"):
+        config = base | {"student.init": init, "source_weight": 0.5}
+        steps = run_request(TrialRequest(0, config, 0), shared)
+        next(steps)
+        with pytest.raises(StopIteration) as ended:
+            next(steps)
+        assert ended.value.value.details["initialised"] == 1
+
+
+def test_a_study_is_refused_before_it_is_made_where_its_files_or_source_do_not_fit(
+    storage: RDBStorage, tmp_path: Path, student: Path
+) -> None:
+    small = TaskSource("digits", image_size=16)
+    for change, message in (
+        ({"meta": (str(student),)}, r"^--meta .*earlier\.safetensors: must be meta-learned by one of maml, "),
+        ({"joint": small}, r"^--source digits: must have the task's inputs \(1, 8, 8\), got '\(1, 16, 16\)'$"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare_study(storage, options(tmp_path, **change))
+
+
+@pytest.mark.slow
+def test_a_search_chooses_among_the_starts_that_it_was_given_and_shows_the_choice(
+    storage: RDBStorage, tmp_path: Path, student: Path
+) -> None:
+    enqueue = tuple(
+        {"student.init": init, "source_weight": 0.5} for init in ("teacher_slice", "prior_student", "random")
+    )
+    given = options(tmp_path, init_from=str(student), joint=SOURCE, enqueue=enqueue)
+    description, name = prepare_study(storage, given)
+    assert description.initial == {"prior_student": str(student)}
+    assert description_of(load_study(storage, name)) == description
+    lines: list[str] = []
+
+    class Heard(Watcher):
+        def stage(self, message: str) -> None:
+            lines.append(message)
+
+    outcome = run_study(storage, name, resources=Resources(workers=1), watcher=Heard())
+    assert outcome.failures == {}
+    assert [line for line in lines if "leaves out" in line] == [
+        "student.init leaves out maml: needs --meta FILE, which `metasearch meta-train FAMILY --method maml` makes"
+    ]
+    frame = best_frame(storage, name)
+    row = frame.iloc[0]
+    assert row["student.init"] == "teacher_slice"
+    assert row["initialised"] == 1
+    assert "random" in set(controls_frame(storage, name)["role"])
