@@ -153,28 +153,28 @@ def distances(condition: Condition, columns: Columns, count: int) -> Floats:
     return np.where(holds, 0.0, np.broadcast_to(far, (count,)))
 
 
-def misses(condition: Condition, columns: Columns) -> list[str]:
-    """Return in words what one trial (columns of length 1) misses a condition by, of alternatives the nearest."""
-    if bool(matches(condition, columns, 1)[0]):
+def misses(condition: Condition, columns: Columns, count: int, row: int) -> list[str]:
+    """Return in words what the trial of one row misses a condition by, of alternatives the nearest; [] if nothing."""
+    if bool(matches(condition, columns, count)[row]):
         return []
     match condition:
         case Every(parts):
-            return [text for part in parts for text in misses(part, columns)]
+            return [text for part in parts for text in misses(part, columns, count, row)]
         case Some(parts):
-            return misses(min(parts, key=lambda part: float(distances(part, columns, 1)[0])), columns)
+            nearest = min(parts, key=lambda part: float(distances(part, columns, count)[row]))
+            return misses(nearest, columns, count, row)
         case Not(part):
-            return misses(_opposite(part), columns) or [f"misses {_text(condition)}"]
+            return misses(_opposite(part), columns, count, row)
         case Comparison(sign, left, right):
             a, b = _both(sign, left, right, columns, "")
-            missing = [name for name in names_in(condition) if not _known(columns[name])[0]]
+            missing = [name for name in names_in(condition) if not _at(_known(columns[name]), row)]
             if missing:
                 return [f"{', '.join(missing)} is not known, as {condition.text} needs"]
-            got = f"{left.text}={_shown(a.values)}"
-            if a.kind == b.kind == NUMBER and sign != "!=":
-                return [f"{got} misses {condition.text} by {abs(float(_one(a.values)) - float(_one(b.values))):g}"]
-            return [f"{got} misses {condition.text}"]
+            x, y = _at(a.values, row), _at(b.values, row)
+            amount = f" by {abs(float(x) - float(y)):g}" if a.kind == b.kind == NUMBER and sign != "!=" else ""
+            return [f"{left.text}={_shown(x)} misses {condition.text}{amount}"]
         case Among(value, choices):
-            got = _shown(_both("=", value, choices[0], columns, "")[0].values)
+            got = _shown(_at(_both("=", value, choices[0], columns, "")[0].values, row))
             return [f"{value.text}={got} misses {condition.text}"]
 
 
@@ -191,18 +191,6 @@ def _opposite(condition: Condition) -> Condition:
             return replace(condition, operator=OPPOSITE[condition.operator])
         case Among():
             return replace(condition, negated=not condition.negated)
-
-
-def _text(condition: Condition) -> str:
-    match condition:
-        case Every(parts):
-            return " and ".join(map(_text, parts))
-        case Some(parts):
-            return f"({' or '.join(map(_text, parts))})"
-        case Not(part):
-            return f"not ({_text(part)})"
-        case _:
-            return condition.text
 
 
 def _both(sign: str, left: Value, right: Value, columns: Columns, place: str) -> tuple[_Evaluated, _Evaluated]:
@@ -321,10 +309,10 @@ def _as_time(side: _Evaluated, node: Value, place: str) -> _Evaluated:
     return _Evaluated(np.datetime64(utc, "us"), TIME)
 
 
-def _one(values: Any) -> Any:
-    return values[0] if isinstance(values, np.ndarray) and values.ndim else values
+def _at(values: Any, row: int) -> Any:
+    """Return one row's value of (N,), or the one for all."""
+    return values[row] if isinstance(values, np.ndarray) and values.ndim else values
 
 
-def _shown(values: Any) -> str:
-    value = _one(values)
-    return f"{value:g}" if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else repr(value)
+def _shown(value: Any) -> str:
+    return f"{value:g}" if _kind_of(value) == NUMBER else repr(value.item() if isinstance(value, np.generic) else value)

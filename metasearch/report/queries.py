@@ -320,15 +320,14 @@ def _nearest(table: Table, limits: Sequence[Limit]) -> str:
         )
     lines = []
     for row in np.argsort(far, kind="stable")[:NEAREST].tolist():
-        one = table.take([row])
         texts = [
             text
             for limit in known
-            if not satisfied(limit, one.columns, 1)[0]
-            for text in misses(limit.condition, one.columns)
+            if not satisfied(limit, table.columns, len(table))[row]
+            for text in misses(limit.condition, table.columns, len(table), row)
         ]
         texts = texts or ["misses a constraint that its sampler was told of"]
-        lines.append(f"trial {one.cells['number'][0]}: {'; '.join(texts)}")
+        lines.append(f"trial {table.cells['number'][row]}: {'; '.join(texts)}")
     return f"none of {len(table)} complete trials satisfies all limits; nearest: {' | '.join(lines)}"
 
 
