@@ -15,9 +15,9 @@ from metasearch.flags import AsJson, StorageUrl, StudyName
 if TYPE_CHECKING:
     import pandas as pd
 
+    from metasearch.report.conditions import Condition
     from metasearch.report.database import Database
     from metasearch.report.queries import Best
-    from metasearch.report.where import Condition
 
 Where = Annotated[
     list[str] | None,
@@ -25,9 +25,7 @@ Where = Annotated[
         metavar="EXPR", help='A condition such as "model_bytes <= 50kB and not augment"; repeat to keep several.'
     ),
 ]
-Sort = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Better values first; -NAME turns the order round.")
-]
+Sort = Annotated[str | None, typer.Option(metavar="NAME", help="Better values first; -NAME turns the order round.")]
 Top = Annotated[int | None, typer.Option(min=1, help="Show at most so many.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 Parquet = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Parquet file.")]
@@ -90,14 +88,12 @@ def trials(
             _tell(f"no trial of {study} is so")
 
 
-def studies(
-    as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None, storage: StorageUrl = None
-) -> None:
+def studies(as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None, storage: StorageUrl = None) -> None:
     """List the studies of the storage, with how many of their trials are finished, complete and feasible.
 
     Example: metasearch studies --json
     """
-    from metasearch.report.queries import studies_frame, studies_records
+    from metasearch.report.studies import studies_frame, studies_records
 
     database = _open(storage)
     if as_json:
@@ -151,16 +147,14 @@ def importance(
         found = importances(database, study, objective=objective, evaluator=evaluator)
         typer.echo(json.dumps({"study": study, "objective": objective, "evaluator": evaluator, "importance": found}))
     else:
-        _show(
-            lambda: importance_frame(database, study, objective=objective, evaluator=evaluator), csv, parquet
-        )
+        _show(lambda: importance_frame(database, study, objective=objective, evaluator=evaluator), csv, parquet)
 
 
 def print_best(database: Database, found: Best) -> None:
     """Print what was found on stdout, with the teacher and the controls of the study."""
+    from metasearch.report.finals import controls_frame
     from metasearch.report.heads import study_head
     from metasearch.report.output import print_front
-    from metasearch.report.queries import controls_frame
     from metasearch.search.names import TEACHER
 
     head = study_head(database, found.study)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from sqlalchemy.engine import make_url
 
+from tests import postgresql
 from tests.command_line import Run
 from tests.fakes import finished_study
 
@@ -39,7 +41,9 @@ QUERIES = [
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: " ".join(query[:3]))
-def test_a_query_answers_as_table_json_csv_and_parquet(metasearch: Run, url: str, tmp_path: Path, query: list[str]) -> None:
+def test_a_query_answers_as_table_json_csv_and_parquet(
+    metasearch: Run, url: str, tmp_path: Path, query: list[str]
+) -> None:
     code, table, err = metasearch(*query, "--storage", url)
     assert (code, err) == (0, "")
     assert len(table.splitlines()) > 3
@@ -129,3 +133,32 @@ def test_queries_load_no_more_than_they_need(url: str) -> None:
     assert loaded_by("best", "ten", "--where", "student.depth < 9", "--json", storage=url) == []
     assert loaded_by("best", "ten", storage=url) == ["pandas"]
     assert not {"torch", "ray"} & set(loaded_by("importance", "ten", storage=url))
+
+
+def test_the_password_of_a_storage_is_shown_nowhere(
+    metasearch: Run, postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ten", "other"):
+        finished_study(postgresql_url, name, tmp_path)
+    server = make_url(postgresql_url)
+    in_query = server.set(password=None).update_query_dict({"password": postgresql.PASSWORD})
+    parquet = tmp_path / "canary.parquet"
+    mistakes = [["best", "ten", "--where", "model_bytes < 1"], ["best", "tan"], ["trials", "ten", "--sort", "x"]]
+    for url in (server, in_query):
+        monkeypatch.setenv("METASEARCH_STORAGE", url.render_as_string(hide_password=False))
+        for query in QUERIES:
+            for output in ([], ["--json"], ["--csv"], ["--parquet", str(parquet)]):
+                code, out, err = metasearch(*query, *output)
+                assert (code, err) == (0, "")
+                assert postgresql.PASSWORD not in out
+        assert postgresql.PASSWORD.encode() not in parquet.read_bytes()
+        for query in mistakes:
+            code, out, err = metasearch(*query)
+            assert (code in (2, 3, 4), out) == (True, "")
+            assert postgresql.PASSWORD not in err
+    for wrong in (server.set(port=9), in_query.set(port=9), server.set(username="nobody"), server.set(database="none")):
+        monkeypatch.setenv("METASEARCH_STORAGE", wrong.render_as_string(hide_password=False))
+        code, out, err = metasearch("best", "ten")
+        assert (code, out) == (5, "")
+        assert err.count("\n") == 1
+        assert postgresql.PASSWORD not in err
