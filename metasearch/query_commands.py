@@ -144,8 +144,11 @@ def importance(
 
     database = _open(storage)
     if as_json:
-        found = importances(database, study, objective=objective, evaluator=evaluator)
-        typer.echo(json.dumps({"study": study, "objective": objective, "evaluator": evaluator, "importance": found}))
+        from metasearch.report.heads import study_head
+
+        asked = objective or next(iter(study_head(database, study).directions))
+        found = importances(database, study, objective=asked, evaluator=evaluator)
+        typer.echo(json.dumps({"study": study, "objective": asked, "evaluator": evaluator, "importance": found}))
     else:
         _show(lambda: importance_frame(database, study, objective=objective, evaluator=evaluator), csv, parquet)
 

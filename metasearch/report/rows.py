@@ -89,7 +89,7 @@ def _by_sql(database: Database, head: Head, wanted: Wanted) -> Rows:
         violations = (
             select(
                 "SELECT a.trial_id, a.value_json FROM trial_system_attributes a JOIN trials t"
-                f" ON t.trial_id = a.trial_id WHERE {chosen} AND a.key LIKE 'constraints%'"
+                f" ON t.trial_id = a.trial_id WHERE {chosen} AND (a.key = 'constraints' OR a.key LIKE 'constraints:%')"
             )
             if wanted.constraints
             else []

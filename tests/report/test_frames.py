@@ -174,6 +174,12 @@ def test_reading_cannot_write(url: str) -> None:
         select("DELETE FROM trials")
 
 
+def test_a_database_is_shown_without_its_url(url: str) -> None:
+    odd_study(url)
+    assert url.rsplit("/", 1)[0] not in repr(open_database(url))
+    assert "canary" not in repr(open_database(url))
+
+
 def test_answers_of_one_snapshot_are_of_one_moment(url: str) -> None:
     name = odd_study(url)
     storage = open_storage(url)

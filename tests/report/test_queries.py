@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 import metasearch
-from metasearch.errors import InfeasibleError, InputError, NotFoundError
+from metasearch.errors import InfeasibleError, InputError, NotFoundError, StorageError
 from metasearch.records import TrialResult
 from metasearch.report.comparison import compare
 from metasearch.report.database import Database, open_database
@@ -226,6 +227,24 @@ def test_final_runs_stand_for_what_the_search_saw(tmp_path: Path) -> None:
     assert controls_frame(database, "ten")["of"].tolist() == [3, 3]
     assert best(database, "ten", sort="test_accuracy").table.cells["number"][0] == 3
     assert [row["name"] for row in studies_records(database)] == ["ten"]
+
+
+def test_a_storage_of_an_unknown_version_is_answered_by_optunas_classes(tmp_path: Path) -> None:
+    path = tmp_path / "studies.db"
+    url = f"sqlite:///{path}"
+    finished_study(url, "ten", tmp_path, constraints=["macs<=50k"])
+    condition = parse_where("student.depth < 9 and seconds < 2s")
+    fast = best(open_database(url), "ten", where=condition)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE version_info SET schema_version = 13")
+    slow = best(open_database(url), "ten", where=condition)
+    assert not open_database(url).known
+    assert slow.record() == fast.record()
+    assert metasearch.studies(storage=url)["feasible"].tolist() == [5]
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v9.9.9.a'")
+    with pytest.raises(StorageError, match="is of another version of Optuna"):
+        best(open_database(url), "ten")
 
 
 def test_a_study_without_complete_trials_has_an_empty_front(tmp_path: Path) -> None:
