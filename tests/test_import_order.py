@@ -45,6 +45,7 @@ LAYERS = [
     {
         "cli",
         "prior_commands",
+        "query_commands",
         "store_commands",
         "transfer_command",
         "meta_command",

@@ -16,13 +16,19 @@ from tests.bench import (
     overhead,
     policy_network,
     pruning,
+    queries,
     sinusoid,
     throughput,
     unlabelled,
 )
 from tests.bench.transfer import report as transfer
 
-BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run, "episodes": episodes.run}
+BENCHMARKS = {
+    "overhead": overhead.run,
+    "throughput": throughput.run,
+    "episodes": episodes.run,
+    "queries": queries.run,
+}
 STUDIES = {
     "distillation": distillation.run,
     "unlabelled": unlabelled.run,

@@ -12,7 +12,9 @@ from optuna.storages import RDBStorage
 from metasearch.errors import InputError
 from metasearch.models import NetworkSpec, build_network
 from metasearch.models.weights import save_weights
-from metasearch.report.queries import best_frame, controls_frame
+from metasearch.report.database import open_database
+from metasearch.report.finals import controls_frame
+from metasearch.report.queries import best_frame
 from metasearch.search.launch import Watcher, run_study
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.prepare import Options, prepare_study
@@ -114,8 +116,9 @@ def test_a_search_chooses_among_the_starts_that_it_was_given_and_shows_the_choic
     assert [line for line in lines if "leaves out" in line] == [
         "student.init leaves out maml: needs --meta FILE, which `metasearch meta-train FAMILY --method maml` makes"
     ]
-    frame = best_frame(storage, name)
+    database = open_database(str(storage.url))
+    frame = best_frame(database, name)
     row = frame.iloc[0]
     assert row["student.init"] == "teacher_slice"
     assert row["initialised"] == 1
-    assert "random" in set(controls_frame(storage, name)["role"])
+    assert "random" in set(controls_frame(database, name)["role"])
