@@ -21,7 +21,8 @@ from metasearch.meta.making import Tell
 from metasearch.meta.meta_training import LoopSettings, MetaProgress, meta_train
 from metasearch.meta.policy_network import PolicyNetwork, load_policy_network, save_policy_network
 from metasearch.meta.policy_training import (
-    best_on_family,
+    best_peaks,
+    family_scores,
     parameters_of,
     policies_of,
     policy_gradient,
@@ -150,7 +151,8 @@ def make_policy_network(
 ) -> tuple[Path, PolicyNetwork]:
     """Return the policy network of a request and its file: from the cache, else meta-trained.
 
-    It begins as the cosine that is the best on the family, or as `start`. Raises as `making.make_artefact` does.
+    It begins as a cosine from the peak that is best for tasks of such features, or as `start`. Raises as
+    `making.make_artefact` does.
     """
     domains, described, path = _found(request)
     if path.is_file():
@@ -191,13 +193,12 @@ def train_policy_network(
 ) -> tuple[PolicyNetwork, Comparison]:
     """Return the network trained on the first tasks and best on the second, compared on the third."""
     training = request.training
-    baselines = baselines_on(train, training=training, seed=request.seed)
-    shown = ", ".join(f"{name} {policy.parameters}" for name, policy in baselines.items())
+    baselines, peaks = baselines_on(train, training=training, seed=request.seed)
+    shown = ", ".join(f"{name} from {policy(0.0):g}" for name, policy in baselines.items())
     tell(f"{POLICY_METHOD}: {len(train)} tasks to learn from; best on them: {shown}")
-    peak = baselines["cosine"].parameters["start"]
     outputs = ("learning_rate", "temperature") if request.teacher is not None else ("learning_rate",)
     start = (
-        starting_network(train, peak=peak, temperature=4.0, training=training, seed=request.seed, outputs=outputs)
+        starting_network(train, peaks=peaks, temperature=4.0, training=training, seed=request.seed, outputs=outputs)
         if request.start is None
         else load_policy_network(Path(request.start))
     )
@@ -216,16 +217,21 @@ def train_policy_network(
     return network, compare(network, baselines, test, training=training, seeds=seeds)
 
 
-def baselines_on(tasks: Sequence[PolicyTask], *, training: ShortTraining, seed: int) -> dict[str, Policy]:
-    """Return the best constant and the best cosine learning rate of PEAKS on the tasks."""
+def baselines_on(
+    tasks: Sequence[PolicyTask], *, training: ShortTraining, seed: int
+) -> tuple[dict[str, Policy], list[float]]:
+    """Return the best constant and the best cosine of PEAKS on all tasks together, and each task's own best cosine's
+    peak."""
     candidates = {
         "constant": [Policy("constant", {"value": peak}) for peak in PEAKS],
         "cosine": [Policy("cosine", {"start": peak}) for peak in PEAKS],
     }
-    return {
-        name: best_on_family(policies, tasks, temperature=_four, training=training, seeds=(seed,))[0]
+    scores = {
+        name: family_scores(policies, tasks, temperature=_four, training=training, seeds=(seed,))
         for name, policies in candidates.items()
     }
+    best = {name: policies[int(scores[name].mean(axis=1).argmin())] for name, policies in candidates.items()}
+    return best, best_peaks(PEAKS, scores["cosine"])
 
 
 def compare(

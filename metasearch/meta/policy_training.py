@@ -8,7 +8,8 @@ evolution strategy smooths the loss over that edge. Trainings here are short eno
 truncated and the persistent variant (Vicol et al. 2021) has no bias to remove. Both of a pair train the same student
 on the same batches of the same task: what differs between them is the policy's doing.
 
-Symbols: T tasks, F features, n pairs, P weights of the network in all, sigma the size of a perturbation.
+Symbols: T tasks, R learning-rate policies, F features, n pairs, P weights of the network in all, sigma the size of a
+perturbation.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from metasearch.policies import Policy
 
 Floats = npt.NDArray[np.float64]
 HIDDEN = 8
+RIDGE = 4.0
+"""The penalty of the starting network's regression: as much as four tasks that say nothing of a feature."""
 SMALL_LOSS = 0.05
 """In nats: losses well below it count as one, or the logarithm would make the easiest task the most important."""
 
@@ -38,55 +41,71 @@ def scored(loss: float) -> float:
     return math.log(loss + SMALL_LOSS)
 
 
-def best_on_family(
+def family_scores(
     candidates: Sequence[Policy],
     tasks: Sequence[PolicyTask],
     *,
     temperature: Value,
     training: ShortTraining,
     seeds: Sequence[int],
-) -> tuple[Policy, float]:
-    """Return the learning-rate policy of the least mean score over tasks and seeds, and that score."""
-    losses = [
-        float(
-            np.mean(
-                [
-                    scored(outer_loss(task, policy, temperature, training=training, seed=seed)[0])
-                    for task in tasks
-                    for seed in seeds
-                ]
-            )
-        )
-        for policy in candidates
-    ]
-    best = int(np.argmin(losses))
-    return candidates[best], losses[best]
+) -> Floats:
+    """Return the mean score over seeds of each of R learning-rate policies on each of T tasks, (R, T)."""
+    return np.array(
+        [
+            [
+                np.mean([scored(outer_loss(task, rate, temperature, training=training, seed=s)[0]) for s in seeds])
+                for task in tasks
+            ]
+            for rate in candidates
+        ]
+    )
+
+
+def best_peaks(peaks: Sequence[float], scores: Floats) -> list[float]:
+    """Return the best peak of each task, between those tried: the vertex of a parabola through the best and its two
+    neighbours on the logarithmic scale. peaks: R, rising by about one factor. scores: (R, T)."""
+    logs, found = np.log(peaks), []
+    for column in scores.T:
+        middle = int(np.clip(np.argmin(column), 1, len(peaks) - 2))
+        near = slice(middle - 1, middle + 2)
+        square, slope, _ = np.polyfit(logs[near], column[near], 2)
+        vertex = -slope / (2 * square) if square > 1e-9 else logs[int(np.argmin(column))]
+        found.append(float(np.exp(np.clip(vertex, logs[middle - 1], logs[middle + 1]))))
+    return found
 
 
 def starting_network(
     tasks: Sequence[PolicyTask],
     *,
-    peak: float,
+    peaks: Sequence[float],
     temperature: float,
     training: ShortTraining,
     seed: int,
     outputs: tuple[str, ...] = ("learning_rate",),
 ) -> PolicyNetwork:
-    """Return a policy network that says a cosine from `peak` and a constant temperature, whatever the task.
+    """Return a policy network that says a cosine, from the peak that the task's features predict, and a constant
+    temperature.
 
-    Its features are standardized over the tasks; those in which all are equal are left out.
+    peaks: the best of each task; their logarithms are fitted by ridge regression, so that equal ones are said of every
+    task. Features are standardized over the tasks; those in which all are equal are left out.
     """
     values = np.array([[task.features[name] for name in FEATURES] for task in tasks])
     rng = np.random.default_rng(seed)
     sizes = shapes(len(FEATURES), HIDDEN, len(outputs))
     weights = {name: np.zeros(sizes[name]) for name in NAMES}
     weights["U"] = rng.normal(size=sizes["U"]) / math.sqrt(sizes["U"][1])
-    first = {"learning_rate": peak, "temperature": temperature}
+    first = {"learning_rate": float(np.exp(np.mean(np.log(peaks)))), "temperature": temperature}
     weights["b"] = np.log([first[name] for name in outputs])
-    weights["S"][outputs.index("learning_rate"), len(FEATURES) + 1] = 1.0  # of the logarithm of the half cosine
     spread = values.std(axis=0)
     spread[spread < 1e-9] = 0.0
-    return PolicyNetwork(weights, FEATURES, values.mean(axis=0), spread, outputs, training.optimizer)
+    network = PolicyNetwork(weights, FEATURES, values.mean(axis=0), spread, outputs, training.optimizer)
+    z = np.array([network.standardized(task.features) for task in tasks])
+    row = weights["S"][outputs.index("learning_rate")]
+    row[: len(FEATURES)] = np.linalg.solve(
+        z.T @ z + RIDGE * np.eye(len(FEATURES)), z.T @ (np.log(peaks) - np.mean(np.log(peaks)))
+    )
+    row[len(FEATURES) + 1] = 1.0  # of the logarithm of the half cosine
+    return network
 
 
 def antithetic_gradient(

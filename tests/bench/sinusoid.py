@@ -60,6 +60,8 @@ def run(*, quick: bool) -> Verdict:
         f"{iterations:,} iterations each of {TASKS_A_BATCH} tasks, Adam {OUTER_RATE:g}; mean squared error on "
         f"{TEST_POINTS} points of {len(tasks):,} new tasks with its 95 % interval; one seed; "
         f"{time.process_time() - started:.0f} CPU seconds in all",
+        "the paper's curves, roughly: MAML after one step 0.7 and 0.4 with 5 and 10 "
+        "points, then 0.3 and 0.2; pretraining 2.3 and 2.1, then 2.1 and 1.8",
     ]
     header = ("method", "points", *(f"after {steps} step{'s' * (steps > 1)}" for steps in STEPS))
     print_table("Sinusoid regression (Finn et al. 2017, section 5.1)", header, rows, notes)

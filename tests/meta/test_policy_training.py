@@ -16,7 +16,8 @@ from metasearch.meta.policy_network import FEATURES, PolicyNetwork, save_policy_
 from metasearch.meta.policy_training import (
     Floats,
     antithetic_gradient,
-    best_on_family,
+    best_peaks,
+    family_scores,
     parameters_of,
     policies_of,
     policy_gradient,
@@ -120,12 +121,12 @@ def test_the_network_learns_the_best_rate_of_each_task_of_a_family_of_parabolas(
 
 def parabola_network(features: list[dict[str, float]]) -> PolicyNetwork:
     values = np.array([[one[name] for name in FEATURES] for one in features])
-    start = starting_network([task()], peak=0.1, temperature=4.0, training=MLP, seed=0)
+    start = starting_network([task()], peaks=[0.1], temperature=4.0, training=MLP, seed=0)
     return replace(start, centre=values.mean(axis=0), spread=values.std(axis=0))
 
 
-def test_a_starting_network_says_its_cosine_whatever_the_task() -> None:
-    start = starting_network([task(), task(32, 30)], peak=0.03, temperature=2.0, training=MLP, seed=0)
+def test_a_starting_network_of_one_peak_says_its_cosine_whatever_the_task() -> None:
+    start = starting_network([task(), task(32, 30)], peaks=[0.03] * 2, temperature=2.0, training=MLP, seed=0)
     for one in (task(), task(40, 90)):
         rate, temperature = policies_of(start, one)
         for progress in (0.0, 0.3, 0.8):
@@ -167,10 +168,25 @@ def test_a_diverged_training_counts_the_most_and_ends_nothing() -> None:
     assert 0 <= accuracy <= 0.3
 
 
-def test_the_best_on_a_family_is_the_one_of_least_loss() -> None:
+def test_the_best_of_a_family_is_the_one_of_least_score() -> None:
     rates = [Policy("constant", {"value": value}) for value in (1e-6, 0.03, 5.0)]
-    best, _ = best_on_family(rates, [task(steps=30)], temperature=four, training=MLP, seeds=(0,))
-    assert best.parameters["value"] == 0.03
+    scores = family_scores(rates, [task(steps=30), task(100, 30)], temperature=four, training=MLP, seeds=(0,))
+    assert scores.shape == (3, 2)
+    assert scores.argmin(axis=0).tolist() == [1, 1]
+
+
+def test_the_best_peak_lies_at_the_vertex_of_a_parabola() -> None:
+    peaks = [0.01, 0.02, 0.04, 0.08]
+    scores = np.array([[(math.log(peak) - math.log(best)) ** 2 for best in (0.025, 0.055, 1.0)] for peak in peaks])
+    assert best_peaks(peaks, scores) == pytest.approx([0.025, 0.055, 0.08])
+
+
+def test_a_starting_network_predicts_the_peak_from_the_features() -> None:
+    tasks = [task(64, steps) for steps in (10, 30, 100, 300)] * 6
+    peaks = [0.3 / math.sqrt(one.steps) for one in tasks]
+    start = starting_network(tasks, peaks=peaks, temperature=4.0, training=MLP, seed=0)
+    for one, peak in zip(tasks, peaks, strict=True):
+        assert policies_of(start, one)[0](0.0) == pytest.approx(peak, rel=0.3)
 
 
 def test_a_teacher_makes_the_temperature_matter() -> None:
@@ -183,14 +199,14 @@ def test_a_teacher_makes_the_temperature_matter() -> None:
     }
     assert len(losses) == 2
     start = starting_network(
-        [taught], peak=0.02, temperature=3.0, training=training, seed=0, outputs=("learning_rate", "temperature")
+        [taught], peaks=[0.02], temperature=3.0, training=training, seed=0, outputs=("learning_rate", "temperature")
     )
     assert policies_of(start, taught)[1](0.5) == pytest.approx(3.0)
 
 
 def test_a_network_that_starts_with_far_too_low_a_rate_is_trained_to_a_better_one() -> None:
     tasks = [task(steps=40)]
-    start = starting_network(tasks, peak=0.001, temperature=4.0, training=MLP, seed=0)
+    start = starting_network(tasks, peaks=[0.001], temperature=4.0, training=MLP, seed=0)
     value = policy_value(start, tasks, training=MLP, seeds=(11,))
     found = meta_train(
         parameters_of(start),
@@ -203,7 +219,7 @@ def test_a_network_that_starts_with_far_too_low_a_rate_is_trained_to_a_better_on
 
 
 def test_a_policy_is_compared_with_the_same_seeds() -> None:
-    start = starting_network([task()], peak=0.02, temperature=4.0, training=MLP, seed=0)
+    start = starting_network([task()], peaks=[0.02], temperature=4.0, training=MLP, seed=0)
     for name in start.weights:
         start.weights[name][...] = 0.0
     start.weights["b"][0] = math.log(0.02)  # the very constant that it is compared with
@@ -221,7 +237,7 @@ def test_tasks_of_a_family_differ_in_examples_and_steps_within_their_ranges() ->
 
 
 def test_a_network_for_another_optimizer_is_not_trained_on(tmp_path: Path) -> None:
-    start = starting_network([task()], peak=0.02, temperature=4.0, training=replace(MLP, optimizer="sgd"), seed=0)
+    start = starting_network([task()], peaks=[0.02], temperature=4.0, training=replace(MLP, optimizer="sgd"), seed=0)
     save_policy_network(start, tmp_path / "sgd")
     with pytest.raises(InputError, match="--continue: must be a policy network for adamw, got 'sgd'"):
         PolicyRequest("digits@classes:3", start=str(tmp_path / "sgd"))
