@@ -144,6 +144,7 @@ def test_queries_load_no_more_than_they_need(url: str) -> None:
     assert not {"torch", "ray"} & set(loaded_by("importance", "ten", storage=url))
 
 
+@pytest.mark.slow
 def test_the_password_of_a_storage_is_shown_nowhere(
     metasearch: Run, postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def test_an_artefact_is_made_once_and_says_how_much_it_helps() -> None:
         assert json.loads(file.metadata()["meta"])["family"] == FAMILY
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_left_is_gone_on_from() -> None:
     """The run is cut off by an exception in its progress; in the end it makes what an uninterrupted run makes."""
     request = MetaRequest(FAMILY, "fomaml", **SMALL)
@@ -210,6 +211,7 @@ def test_a_checkpoint_that_is_left_is_gone_on_from() -> None:
         assert torch.equal(again.meta[name], value)
 
 
+@pytest.mark.slow
 def test_an_artefact_can_be_trained_on() -> None:
     first = make_artefact(MetaRequest(FAMILY, "reptile", **SMALL))
     on = make_artefact(MetaRequest(FAMILY, "reptile", **SMALL, start=str(first.path)))
@@ -232,6 +234,7 @@ def test_a_teacher_s_logits_are_cut_into_the_classes_of_each_domain() -> None:
         assert float(agreement) > 0.8
 
 
+@pytest.mark.slow
 def test_meta_training_with_a_teacher_learns_from_its_logits() -> None:
     plain = make_artefact(MetaRequest(FAMILY, "maml", **SMALL))
     taught = make_artefact(MetaRequest(FAMILY, "maml", **SMALL, teacher="mlp:width=4,depth=1"))

@@ -128,6 +128,7 @@ def test_every_meta_parameter_gets_a_gradient() -> None:
         assert float(value.grad.abs().max()) > 0, name
 
 
+@pytest.mark.slow
 def test_on_new_domains_of_its_family_it_beats_training_from_scratch_by_far() -> None:
     method = hypernetwork()
     domains = [noisy_domain(seed) for seed in range(20)]

@@ -104,7 +104,7 @@ BAD_POLICIES = [
     ("temperature: {peak: 3}", "temperature.kind: is required beside peak"),
     (
         "temperature: {kind: cosin, start: 3}",
-        "temperature.kind: must be one of constant, linear, cosine, one_cycle, cubic "
+        "temperature.kind: must be one of constant, linear, cosine, one_cycle, cubic, network "
         "(did you mean cosine?), got 'cosin'",
     ),
     (
