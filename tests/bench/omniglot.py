@@ -64,7 +64,8 @@ class Recipe:
 RECIPES = {
     "protonet": Recipe(600, 1, 2e-3, Inner(), ways=20, test_steps=(None,)),
     "maml": Recipe(500, 8, 3e-3, Inner(1, 0.4)),
-    "fomaml": Recipe(700, 8, 3e-3, Inner(1, 0.4)),
+    # one step of 0.4 taught it nothing in 350 iterations (59 % at test, scratch 60 %)
+    "fomaml": Recipe(500, 4, 1e-3, Inner(4, 0.1)),
     "reptile": Recipe(600, 2, 1.0, Inner(5, 0.1), queries=10, sgd=True, test_steps=(5, 10, 20)),
     "metasgd": Recipe(500, 8, 3e-3, Inner(1, 0.1)),
     "hypernetwork": Recipe(500, 8, 1e-3, Inner(), test_steps=(None, 1, 3)),
