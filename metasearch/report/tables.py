@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from metasearch.configuration import Configuration
-from metasearch.records import METRICS
 
 HEADINGS = {
     "val_accuracy": "val acc",
@@ -25,6 +24,9 @@ HEADINGS = {
     "latency_ms": "ms",
     "train_seconds": "train s",
 }
+
+SHOWN = ("val_accuracy", "test_accuracy", "parameters", "macs", "model_bytes", "latency_ms")
+"""The metrics that a terminal has room for."""
 
 
 def metric_text(name: str, value: Any) -> str:
@@ -93,8 +95,7 @@ def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     table.add_column("trial", justify="right")
     table.add_column("student", no_wrap=True)
-    names = ["val_accuracy", "test_accuracy", "parameters", "macs", "model_bytes", "latency_ms"]
-    shown = [name for name in names if name in frame and frame[name].notna().any()]
+    shown = [name for name in SHOWN if name in frame and frame[name].notna().any()]
     for name in shown:
         table.add_column(HEADINGS[name], justify="right", no_wrap=True)
     for row in records_of(frame):
@@ -136,11 +137,11 @@ def controls_table(controls: pd.DataFrame) -> Table:
 
 
 def trials_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of a trials frame that a terminal has room for, numbers as people read them."""
-    objectives = [name for name in METRICS if name in frame and frame[name].notna().any()]
-    named = ["number", "state", "feasible", *objectives, "seconds", "failure"]
+    """Return the columns of a trials frame that people look for first, numbers as they read them."""
+    metrics = [name for name in SHOWN if name in frame and frame[name].notna().any()]
+    named = ["number", "state", "feasible", *metrics, "seconds", "failure"]
     shown = frame[[name for name in named if name in frame and (frame.empty or frame[name].notna().any())]].copy()
-    for name in objectives:
+    for name in metrics:
         shown[name] = [metric_text(name, value) for value in frame[name]]
     if "seconds" in shown:
         shown["seconds"] = [metric_text("train_seconds", value) for value in frame["seconds"]]
