@@ -93,8 +93,8 @@ def start_text(row: dict[str, Any]) -> str:
 def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:
     """Return the table of a front as `best_frame` gives it."""
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    table.add_column("trial", justify="right")
-    table.add_column("student", no_wrap=True)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("student", min_width=18)  # of what does not fit, it alone is broken into lines
     shown = [name for name in SHOWN if name in frame and frame[name].notna().any()]
     for name in shown:
         table.add_column(HEADINGS[name], justify="right", no_wrap=True)
