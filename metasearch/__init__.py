@@ -1,6 +1,7 @@
 """metasearch: find the small network to ship.
 
-`launch` and `resume` drive a search; `best`, `trials` and `studies` answer with pandas frames; `run_pipeline` and
+`launch` and `resume` drive a search; `best`, `trials`, `studies`, `compare` and `importance`
+answer with pandas frames; `run_pipeline` and
 `run_configuration` run one configuration without a search. Names are imported when they are used, so that importing
 the package loads neither torch nor ray.
 """
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from metasearch.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from metasearch.api import best, launch, resume, run_configuration, studies, trials
+    from metasearch.api import best, compare, importance, launch, resume, run_configuration, studies, trials
     from metasearch.pipeline import run_pipeline
     from metasearch.policies import Policy
     from metasearch.records import TrialResult
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "best": "metasearch.api",
+    "compare": "metasearch.api",
+    "importance": "metasearch.api",
     "launch": "metasearch.api",
     "resume": "metasearch.api",
     "run_configuration": "metasearch.api",
@@ -52,6 +55,8 @@ __all__ = [
     "TransferSampler",
     "TrialResult",
     "best",
+    "compare",
+    "importance",
     "launch",
     "load_space",
     "load_task",

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metasearch.records import Config, EpochReport, TrialResult
-from metasearch.search.objectives import Constraint
-from metasearch.search.store import load_study, open_storage, storage_url
+from metasearch.search.store import open_storage, storage_url
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from metasearch.report.database import Database
+    from metasearch.report.where import Condition
     from metasearch.tasks import TaskSource
     from metasearch.teachers import TeacherSource
 
@@ -44,7 +45,7 @@ def launch(
     store = open_storage(storage_url() if storage is None else storage, create=True)
     _, name = prepare_study(store, Options(source=source, space=load_space(space), trials=trials, **options))
     outcome = run_study(store, name, resources=Resources(workers=workers, threads=threads))
-    return best_frame(store, outcome.study.study_name)
+    return best_frame(_database(store.url), outcome.study.study_name)
 
 
 def resume(
@@ -57,36 +58,75 @@ def resume(
 
     store = open_storage(storage_url() if storage is None else storage)
     outcome = run_study(store, study, resources=Resources(workers=workers, threads=threads), trials=trials)
-    return best_frame(store, outcome.study.study_name)
+    return best_frame(_database(store.url), outcome.study.study_name)
 
 
 def best(
     study: str,
     *,
-    where: Sequence[str] = (),
+    where: str | Sequence[str] = (),
+    sort: str | None = None,
+    top: int | None = None,
+    pareto: bool = True,
+    storage: str | None = None,
+) -> pd.DataFrame:
+    """Return the front of a study, a row a trial; without `pareto`, every feasible trial.
+
+    where: further conditions such as "model_bytes <= 25kB and not augment". sort: a name whose better values come
+    first. Raises InfeasibleError with the nearest misses if no trial satisfies all.
+    """
+    from metasearch.report.queries import best_frame
+
+    return best_frame(_database(storage), study, where=_condition(where), sort=sort, top=top, pareto=pareto)
+
+
+def trials(
+    study: str,
+    *,
+    where: str | Sequence[str] = (),
     sort: str | None = None,
     top: int | None = None,
     storage: str | None = None,
 ) -> pd.DataFrame:
-    """Return the front of a study, a row a trial; `where` are further limits such as "model_bytes<=25kB"."""
-    from metasearch.report.queries import best_frame
-
-    store = open_storage(storage_url() if storage is None else storage)
-    return best_frame(store, study, where=[Constraint.parse(text) for text in where], sort=sort, top=top)
-
-
-def trials(study: str, *, storage: str | None = None) -> pd.DataFrame:
-    """Return every trial of a study, a row each."""
+    """Return every trial of a study, a row each: those that satisfy `where`, by number or `sort`."""
     from metasearch.report.queries import trials_frame
 
-    return trials_frame(load_study(open_storage(storage_url() if storage is None else storage), study))
+    return trials_frame(_database(storage), study, where=_condition(where), sort=sort, top=top)
 
 
 def studies(*, storage: str | None = None) -> pd.DataFrame:
     """Return every study of a storage, a row each."""
     from metasearch.report.queries import studies_frame
 
-    return studies_frame(open_storage(storage_url() if storage is None else storage))
+    return studies_frame(_database(storage))
+
+
+def compare(a: str, b: str, *, storage: str | None = None) -> pd.DataFrame:
+    """Return two studies side by side, with the columns kind, name, a, b."""
+    from metasearch.report.comparison import compare as compare_studies
+
+    return compare_studies(_database(storage), a, b).frame()
+
+
+def importance(
+    study: str, *, objective: str | None = None, evaluator: str = "ped-anova", storage: str | None = None
+) -> pd.DataFrame:
+    """Return each parameter's share of the importance for an objective, largest first."""
+    from metasearch.report.importance import importance_frame
+
+    return importance_frame(_database(storage), study, objective=objective, evaluator=evaluator)
+
+
+def _database(url: str | None) -> Database:
+    from metasearch.report.database import open_database
+
+    return open_database(storage_url() if url is None else url)
+
+
+def _condition(texts: str | Sequence[str]) -> Condition | None:
+    from metasearch.report.where import parse_all
+
+    return parse_all([texts] if isinstance(texts, str) else texts, place="where")
 
 
 def run_configuration(

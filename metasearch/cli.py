@@ -41,11 +41,11 @@ from metasearch.flags import (
     with_flags,
 )
 from metasearch.prior_commands import priors_app
+from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.store_commands import delete, gc
 from metasearch.transfer_command import transfer
 
 if TYPE_CHECKING:
-    import pandas as pd
     from optuna.storages import RDBStorage
     from rich.console import Console
 
@@ -63,7 +63,8 @@ spaces_app = typer.Typer(invoke_without_command=True, help="Search spaces.")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(priors_app, name="priors")
-app.command()(transfer)
+for reading in (best, studies, trials, compare, importance, transfer):
+    app.command()(reading)
 
 
 @app.command()
@@ -204,7 +205,7 @@ def stop(study: StudyName, storage: StorageUrl = None) -> None:
 @app.command()
 def status(study: StudyName, as_json: AsJson = False, storage: StorageUrl = None) -> None:
     """Say where a search stands."""
-    from metasearch.report.queries import status_of
+    from metasearch.report.status import status_of
     from metasearch.search.store import load_study
 
     found = status_of(load_study(_store(storage), study))
@@ -218,46 +219,6 @@ def status(study: StudyName, as_json: AsJson = False, storage: StorageUrl = None
     )
     for reason, count in sorted(found["failures"].items()):
         typer.echo(f"failed: {count} {reason}")
-
-
-@app.command()
-def best(
-    study: StudyName,
-    where: Annotated[list[str] | None, typer.Option(help='A limit such as "model_bytes<=25kB"; repeat.')] = None,
-    sort: Annotated[str | None, typer.Option(metavar="METRIC")] = None,
-    top: Annotated[int | None, typer.Option(min=1)] = None,
-    as_json: AsJson = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Parquet file.")] = None,
-    storage: StorageUrl = None,
-) -> None:
-    """Show the front: which students to ship. Example: metasearch best STUDY --where "model_bytes<=25kB" --top 3."""
-    from metasearch.report.output import front_records
-    from metasearch.report.queries import best_frame
-    from metasearch.search.objectives import Constraint
-
-    store = _store(storage)
-    limits = [Constraint.parse(text, place="--where") for text in where or []]
-    frame = best_frame(store, study, where=limits, sort=sort, top=top)
-    if as_json:
-        typer.echo(json.dumps({"study": study, "trials": front_records(frame)}))
-    elif csv or parquet is not None:
-        _write(frame, parquet)
-    else:
-        _print_front(store, study, frame)
-
-
-@app.command()
-def studies(as_json: AsJson = False, storage: StorageUrl = None) -> None:
-    """List the studies of the storage."""
-    from metasearch.report.output import print_frame
-    from metasearch.report.queries import studies_frame
-
-    frame = studies_frame(_store(storage))
-    if as_json:
-        typer.echo(frame.to_json(orient="records"))
-    else:
-        print_frame(frame)
 
 
 @tasks_app.callback()
@@ -381,36 +342,24 @@ def _run(store: RDBStorage, name: str, *, trials: int | None = None, **resources
 
 
 def _print_outcome(store: RDBStorage, outcome: Outcome, console: Console) -> None:
-    from metasearch.report.queries import best_frame
+    from metasearch.query_commands import print_best
+    from metasearch.report.database import open_database
+    from metasearch.report.queries import best as find_best
 
     name = outcome.study.study_name
     for reason, count in sorted(outcome.failures.items()):
         console.print(f"failed: {count} {reason}")
     if outcome.stopped:
         _interrupted(outcome.stopped, name, console)
-    _print_front(store, name, best_frame(store, name))
+    database = open_database(store.url)
+    print_best(database, find_best(database, name))
     console.print(f'next: metasearch best {name} --where "model_bytes<=25kB" --top 3', soft_wrap=True)
-
-
-def _print_front(store: RDBStorage, name: str, frame: pd.DataFrame) -> None:
-    from metasearch.report.output import print_front
-    from metasearch.report.queries import controls_frame
-    from metasearch.search.store import load_study
-
-    print_front(name, frame, controls_frame(store, name), load_study(store, name).user_attrs.get("teacher"))
 
 
 def _interrupted(reason: str, name: str, console: Console) -> NoReturn:
     text = f"stopped ({reason}); nothing finished is lost. Go on with: metasearch resume {name}"
     console.print(text, soft_wrap=True)
     sys.exit(130)
-
-
-def _write(frame: pd.DataFrame, parquet: Path | None) -> None:
-    if parquet is None:
-        typer.echo(frame.to_csv(index=False), nl=False)
-    else:
-        frame.to_parquet(parquet, index=False)
 
 
 def _store(flag: str | None) -> RDBStorage:

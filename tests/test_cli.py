@@ -25,10 +25,8 @@ def study(url: str, tmp_path: Path) -> str:
     return "ten"
 
 
-COMMANDS = [
-    *("launch", "run", "resume", "stop", "status", "best", "studies", "tasks", "spaces", "priors", "transfer"),
-    *("delete", "gc"),
-]
+COMMANDS = ["launch", "run", "resume", "stop", "status", "tasks", "spaces", "priors", "transfer", "delete", "gc"]
+COMMANDS += ["best", "trials", "studies", "compare", "importance"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -125,6 +123,8 @@ def test_studies_are_listed_with_the_documented_keys(metasearch: Run, url: str, 
             "finished": 10,
             "running": 0,
             "created": "2026-01-02T03:04:05+00:00",
+            "complete": 9,
+            "feasible": 9,
         }
     ]
 
@@ -273,6 +273,6 @@ def test_a_storage_that_breaks_after_it_was_opened_is_one_line(
     def locked(*arguments: object, **options: object) -> None:
         raise sqlalchemy.exc.OperationalError("SELECT", {}, Exception("database is locked"))
 
-    monkeypatch.setattr("metasearch.report.queries.best_frame", locked)
+    monkeypatch.setattr("metasearch.report.queries.best", locked)
     code, out, err = metasearch("best", study, "--storage", url)
     assert (code, out, err) == (5, "", "metasearch: the storage: database is locked\n")

@@ -31,7 +31,17 @@ LAYERS = [
     {"pipeline", "run", "stages"},
     {"search"},
     {"report"},
-    {"cli", "prior_commands", "store_commands", "transfer_command", "flags", "api", "__init__", "__main__"},
+    {
+        "cli",
+        "prior_commands",
+        "query_commands",
+        "store_commands",
+        "transfer_command",
+        "flags",
+        "api",
+        "__init__",
+        "__main__",
+    },
 ]
 """The layers of DESIGN.md, lowest first, by the first name inside the package."""
 

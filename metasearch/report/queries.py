@@ -1,177 +1,232 @@
-"""Questions to a store, answered as pandas frames. Imports neither torch nor ray."""
+"""Questions to a store, answered as columns and pandas frames by SQL over Optuna's schema.
+
+Imports neither torch nor ray, and pandas only where a frame is made: it takes a third of what a command may.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import optuna
-import pandas as pd
-from optuna.storages import RDBStorage
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+import numpy as np
 
 from metasearch.errors import InfeasibleError, InputError
-from metasearch.records import METRICS, TrialResult
-from metasearch.search.lease import holder_of
+from metasearch.records import METRICS
+from metasearch.report.database import Database
+from metasearch.report.frames import BASE, COMPLETE, FINAL, LAST, Table, read_table, wanted_for
+from metasearch.report.fronts import costs_of, front_rows
+from metasearch.report.heads import Head, find_head, study_head, study_heads
+from metasearch.report.matching import Limit, check_names, distances, matches, misses, satisfied
+from metasearch.report.rows import Wanted, read_rows
+from metasearch.report.where import Condition, Name, conjuncts, names_in, parse_where
 from metasearch.search.objectives import Constraint
-from metasearch.search.pareto import Front
-from metasearch.search.store import (
-    CONTROLS,
-    CURVE,
-    DESCRIPTION,
-    FAILURE,
-    PRIOR,
-    RESULT,
-    ROLE,
-    RUN,
-    description_of,
-    is_finished,
-    load_study,
-    study_exists,
-    study_names,
-)
+from metasearch.search.names import CONTROLS, FAILURE, LATENCY, LOST
 from metasearch.spelling import hint
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def studies_frame(storage: RDBStorage) -> pd.DataFrame:
-    """Return a row a study: name, task, objectives, finished, running, created. Studies of others have no task.
+ALWAYS_KNOWN = (*METRICS, *FINAL, *LAST)
+"""Names that a condition may use even where no trial has them yet."""
+MOST_IDS = 2000
+"""More trials than these are read all at once rather than each by its id."""
+NEAREST = 3
 
-    Imported priors are left out: they have no trials here.
+
+@dataclass(frozen=True)
+class Best:
+    """The trials to choose from, best first. complete, feasible: how many trials the study has of each."""
+
+    study: str
+    table: Table
+    complete: int
+    feasible: int
+
+    def record(self) -> dict[str, Any]:
+        """Return it as `best --json` prints it."""
+        return {
+            "study": self.study,
+            "complete": self.complete,
+            "feasible": self.feasible,
+            "trials": self.table.records(),
+        }
+
+
+def best(
+    database: Database,
+    name: str,
+    *,
+    where: Condition | None = None,
+    sort: str | None = None,
+    top: int | None = None,
+    pareto: bool = True,
+) -> Best:
+    """Return the complete trials that satisfy the study's constraints and `where`; with `pareto` only their front.
+
+    sort: a name whose better values come first, by default the first objective; with a - before it, last. Where the
+    final runs are done, test_accuracy is their mean over seeds, with test_std and test_seeds, and latency_ms the serial
+    measurement. Raises InfeasibleError naming the nearest trials if none satisfies all, InputError for unknown names.
     """
-    rows = []
-    for name in study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage)
-        attributes = study.user_attrs
-        if PRIOR in attributes:
-            continue
-        described = attributes.get(DESCRIPTION, {})
-        trials = study.get_trials(deepcopy=False)
-        rows.append(
-            {
-                "name": name,
-                "task": described.get("task", {}).get("text"),
-                "objectives": described.get("objectives", study.metric_names),
-                "finished": sum(is_finished(trial) for trial in trials),
-                "running": sum(trial.state == TrialState.RUNNING for trial in trials),
-                "created": described.get("created"),
-            }
-        )
-    return pd.DataFrame(rows, columns=["name", "task", "objectives", "finished", "running", "created"])
+    head = study_head(database, name)
+    limits = limits_of(head) + ([Limit(where)] if where else [])
+    key = sort or next(iter(head.directions))
+    names = {*head.directions, key.removeprefix("-"), *(n for limit in limits for n in names_in(limit.condition))}
+    finals = final_results(database, head)
+    complete, table = _promising(database, head, limits, names)
+    table = _with_known(database, head, _with_finals(table, finals), where, key)
+    keeps = _keeps(table, limits)
+    if complete and not keeps.any():
+        table = _with_finals(read_table(database, head, wanted_for(names, head, states=COMPLETE)), finals)
+        table = _with_known(database, head, table, where, key)
+        raise InfeasibleError(f"study {name}: {_nearest(table, limits)}")
+    costs = costs_of(table.columns, head.directions)
+    feasible = np.flatnonzero(keeps)
+    chosen = front_rows(costs, feasible) if pareto else feasible[np.lexsort(costs[feasible].T[::-1])].tolist()
+    chosen = sorted_rows(table, chosen, key, head.directions)[:top]
+    return Best(name, _whole(database, head, table, chosen, finals), complete, len(feasible))
 
 
-def trials_frame(study: Study) -> pd.DataFrame:
-    """Return a row a trial: number, state, every metric, every parameter, seed, node, started, seconds, failure."""
-    return pd.DataFrame([_trial_row(trial) for trial in study.get_trials(deepcopy=False)])
+def _promising(database: Database, head: Head, limits: Sequence[Limit], names: Collection[str]) -> tuple[int, Table]:
+    """Return how many trials are complete, and those that the cheap limits leave, with these columns.
+
+    Objectives and times are columns of Optuna's tables; all else is in the results' JSON, which is decoded for the
+    trials alone that keep the limits on the former.
+    """
+    cheap_names = {*BASE, *head.directions}
+    parts = [Limit(part, limit.lenient) for limit in limits for part in conjuncts(limit.condition)]
+    cheap = [limit for limit in parts if set(names_in(limit.condition)) <= cheap_names]
+    table = read_table(database, head, wanted_for(cheap_names, head, states=COMPLETE))
+    if set(names) <= cheap_names:
+        return len(table), table
+    rows = np.flatnonzero(_keeps(table, cheap)).tolist()
+    ids = [table.ids[row] for row in rows] if 2 * len(rows) < len(table) else None
+    return len(table), read_table(database, head, wanted_for(names, head, states=COMPLETE, ids=ids))
 
 
 def best_frame(
-    storage: RDBStorage,
+    database: Database,
     name: str,
     *,
-    where: Sequence[Constraint] = (),
+    where: Condition | None = None,
+    sort: str | None = None,
+    top: int | None = None,
+    pareto: bool = True,
+) -> pd.DataFrame:
+    """Return what `best` finds as a frame, a row a trial."""
+    return best(database, name, where=where, sort=sort, top=top, pareto=pareto).table.frame()
+
+
+def trials_table(
+    database: Database,
+    name: str,
+    *,
+    where: Condition | None = None,
+    sort: str | None = None,
+    top: int | None = None,
+) -> Table:
+    """Return every trial of a study, those alone that satisfy `where`, in the order of their numbers or `sort`."""
+    head = study_head(database, name)
+    table = _with_finals(read_table(database, head), final_results(database, head))
+    limits = limits_of(head)
+    if head.description:
+        table = table.with_cells({"feasible": _keeps(table, limits).tolist()})
+    table = _with_known(database, head, table, where, sort or "number")
+    rows = np.flatnonzero(matches(where, table.columns, len(table))).tolist() if where else list(range(len(table)))
+    if sort:
+        rows = sorted_rows(table, rows, sort, head.directions)
+    return table if where is None and sort is None and top is None else table.take(rows[:top])
+
+
+def trials_frame(
+    database: Database,
+    name: str,
+    *,
+    where: Condition | None = None,
     sort: str | None = None,
     top: int | None = None,
 ) -> pd.DataFrame:
-    """Return the Pareto front of the complete trials that satisfy the study's constraints and `where`, a row a trial.
+    """Return what `trials_table` finds as a frame, a row a trial."""
+    return trials_table(database, name, where=where, sort=sort, top=top).frame()
 
-    sort: a metric, best first; by default the first objective. Where the final runs are done, test_accuracy is their
-    mean over seeds, with test_std and test_seeds, and latency_ms the serial measurement. Raises InfeasibleError naming
-    the nearest trials if none satisfies the constraints, InputError for an unknown metric.
+
+def studies_records(database: Database) -> list[dict[str, Any]]:
+    """Return every study: name, task, objectives, finished, running, created, complete, feasible.
+
+    Studies of other programs have no task. Imported priors, without trials here, and controls are left out.
     """
-    study = load_study(storage, name)
-    description = description_of(study)
-    sort = sort or description.objectives[0]
-    if sort not in METRICS:
-        raise InputError("--sort", f"must be a metric {hint(sort, METRICS)}", sort)
-    rows = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if RESULT in trial.user_attrs:
-            rows[trial.number] = _trial_row(trial)
-    for number, extra in _final_results(storage, name).items():
-        if number in rows:
-            rows[number] |= extra
-    limits = [*map(Constraint.parse, description.constraints), *where]
-    feasible = [n for n, row in rows.items() if all(_violation(limit, row) <= 0 for limit in limits)]
-    if rows and not feasible:
-        raise InfeasibleError(_nearest(study, rows, limits))
-    front = Front.of([METRICS[metric] for metric in description.objectives])
-    for number in feasible:
-        front.add(number, [rows[number][metric] for metric in description.objectives])
-    frame = pd.DataFrame([rows[number] for number in front.in_order()])
-    if frame.empty:
-        return frame
-    if sort not in frame:
-        raise InputError("--sort", "is not known for any trial of this study", sort)
-    ordered = frame.sort_values(sort, ascending=METRICS[sort] == "minimize", kind="stable").reset_index(drop=True)
-    return ordered if top is None else ordered.head(top)
+    records = []
+    for head in study_heads(database):
+        if head.is_prior or head.name.endswith(CONTROLS):
+            continue
+        limits = limits_of(head)
+        names = {name for limit in limits for name in names_in(limit.condition)}
+        table = read_table(database, head, wanted_for(names, head, states=None))
+        table = _with_finals(table, final_results(database, head) if limits else {})
+        states = table.cells["state"]
+        failed = [each for each, state in zip(table.ids, states, strict=True) if state == "FAIL"]
+        records.append(
+            {
+                "name": head.name,
+                "task": (head.description.get("task") or {}).get("text"),
+                "objectives": list(head.directions),
+                "finished": sum(state in ("COMPLETE", "PRUNED", "FAIL") for state in states)
+                - _lost(database, head, failed),
+                "running": states.count("RUNNING"),
+                "created": head.description.get("created"),
+                "complete": states.count("COMPLETE"),
+                "feasible": int(_keeps(table, limits).sum()),
+            }
+        )
+    return records
 
 
-def controls_frame(storage: RDBStorage, name: str) -> pd.DataFrame:
+def studies_frame(database: Database) -> pd.DataFrame:
+    """Return `studies_records` as a frame, a row a study."""
+    import pandas as pd
+
+    columns = ["name", "task", "objectives", "finished", "running", "created", "complete", "feasible"]
+    return pd.DataFrame(studies_records(database), columns=columns)
+
+
+def controls_frame(database: Database, name: str) -> pd.DataFrame:
     """Return a row a final run or control: role, of (the trial it belongs to), seed, and its metrics."""
-    rows: list[dict[str, Any]] = []
-    for trial in _companion_trials(storage, name):
-        if trial.state == TrialState.COMPLETE:
-            role = trial.user_attrs[ROLE]
-            rows.append({"role": role["role"], "of": role["of"], "seed": role["seed"], **_result(trial).metrics})
-    return pd.DataFrame(rows)
+    import pandas as pd
+
+    return pd.DataFrame(_companion_runs(find_head(database, name + CONTROLS), database))
 
 
-def status_of(study: Study) -> dict[str, Any]:
-    """Return where a study stands: counts by state, failures by reason, target, its driver, and the rate."""
-    description = description_of(study)
-    trials = study.get_trials(deepcopy=False)
-    finished = [trial for trial in trials if is_finished(trial)]
-    failures: dict[str, int] = {}
-    for trial in trials:
-        if trial.state == TrialState.FAIL:
-            reason = trial.user_attrs.get(FAILURE, {}).get("reason", "unknown")
-            failures[reason] = failures.get(reason, 0) + 1
-    return {
-        "study": study.study_name,
-        "task": description.task["text"],
-        "trials": description.trials,
-        "finished": len(finished),
-        "running": sum(trial.state == TrialState.RUNNING for trial in trials),
-        "pruned": sum(trial.state == TrialState.PRUNED for trial in trials),
-        "failures": failures,
-        "driver": holder_of(study),
-        "teacher": study.user_attrs.get("teacher"),
-    }
+def limits_of(head: Head) -> list[Limit]:
+    """Return the study's own constraints; as in the search, a trial without a metric keeps a limit on it."""
+    return [Limit(parse_where(str(Constraint.parse(text))), lenient=True) for text in head.constraints]
 
 
-def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
-    run = trial.user_attrs.get(RUN, {})
-    result = _result(trial) if RESULT in trial.user_attrs else None
-    curve = trial.user_attrs.get(CURVE, [])
-    row: dict[str, Any] = {"number": trial.number, "state": trial.state.name}
-    row |= {name: result.metrics[name] for name in METRICS if name in result.metrics} if result else {}
-    row |= result.config if result else trial.params
-    row["seed"], row["node"] = run.get("seed"), run.get("node")
-    row["started"] = trial.datetime_start
-    row["seconds"] = run["ended"] - run["started"] if "ended" in run else None
-    row["epochs_run"] = len(result.curve) if result else len(curve)
-    row["failure"] = trial.user_attrs.get(FAILURE, {}).get("reason")
-    return row
+def sorted_rows(table: Table, rows: Sequence[int], sort: str, directions: dict[str, str]) -> list[int]:
+    """Return rows by a column, better values first (smaller ones where that is not known), missing ones last.
+
+    A - before the name turns the order round. Rows that are equal stay in their order.
+    """
+    name = sort.removeprefix("-")
+    cells = table.cells[name]
+    known = [row for row in rows if cells[row] is not None and cells[row] == cells[row]]
+    direction = directions.get(name, METRICS.get(name, "minimize"))
+    reverse = (direction == "maximize") != sort.startswith("-")
+    kinds = {type(cells[row]) for row in known}
+    comparable = kinds <= {int, float, bool} or len(kinds) == 1 and not kinds & {dict, list}
+    known.sort(key=lambda row: cells[row] if comparable else str(cells[row]), reverse=reverse)
+    return known + [row for row in rows if cells[row] is None or cells[row] != cells[row]]
 
 
-def _result(trial: FrozenTrial) -> TrialResult:
-    return TrialResult.from_json(trial.user_attrs[RESULT])
-
-
-def _companion_trials(storage: RDBStorage, name: str) -> list[FrozenTrial]:
-    if not study_exists(storage, name + CONTROLS):
-        return []
-    return load_study(storage, name + CONTROLS).get_trials(deepcopy=False)
-
-
-def _final_results(storage: RDBStorage, name: str) -> dict[int, dict[str, Any]]:
+def final_results(database: Database, head: Head) -> dict[int, dict[str, Any]]:
     """Return, for each trial with final runs, the mean and spread of its test accuracy; and latencies."""
+    companion = find_head(database, head.name + CONTROLS) if head.description else None
+    if companion is None:
+        return {}
     accuracies: dict[int, list[float]] = {}
-    for trial in _companion_trials(storage, name):
-        if trial.state == TrialState.COMPLETE and trial.user_attrs[ROLE]["role"] == "final":
-            accuracies.setdefault(trial.user_attrs[ROLE]["of"], []).append(_result(trial).metrics["test_accuracy"])
+    for run in _companion_runs(companion, database):
+        if run["role"] == "final":
+            accuracies.setdefault(run["of"], []).append(run["test_accuracy"])
     results: dict[int, dict[str, Any]] = {
         number: {
             "test_accuracy": statistics.mean(values),
@@ -180,29 +235,106 @@ def _final_results(storage: RDBStorage, name: str) -> dict[int, dict[str, Any]]:
         }
         for number, values in accuracies.items()
     }
-    if study_exists(storage, name + CONTROLS):
-        measured = load_study(storage, name + CONTROLS).user_attrs.get("latency", {})
-        for number, latency in measured.items():
-            results.setdefault(int(number), {})["latency_ms"] = latency["median_ms"]
+    for number, latency in (companion.attributes.get(LATENCY) or {}).items():
+        results.setdefault(int(number), {})["latency_ms"] = latency["median_ms"]
     return results
 
 
-def _violation(limit: Constraint, row: dict[str, Any]) -> float:
-    return limit.violation(row) if limit.metric in row else 0.0
+def _companion_runs(companion: Head | None, database: Database) -> list[dict[str, Any]]:
+    if companion is None:
+        return []
+    table = read_table(database, companion, Wanted(states=COMPLETE, stages=False, constraints=False))
+    return [
+        {key: table.cells[f"role.{key}"][row] for key in ("role", "of", "seed")}
+        | {name: table.cells[name][row] for name in table.metrics if table.cells[name][row] is not None}
+        for row in range(len(table))
+    ]
 
 
-def _nearest(study: Study, rows: dict[int, dict[str, Any]], limits: Sequence[Constraint]) -> str:
-    """Say which three trials come nearest, and what each misses by; misses are compared relative to the bounds."""
+def _with_finals(table: Table, finals: dict[int, dict[str, Any]]) -> Table:
+    """Return the table with what the final runs found in place of what its trials know."""
+    if not finals:
+        return table
+    cells, row_of = dict(table.cells), {number: row for row, number in enumerate(table.cells["number"])}
+    for number, found in finals.items():
+        for name, value in found.items():
+            if number in row_of:
+                cells[name] = list(cells.get(name, [None] * len(table)))
+                cells[name][row_of[number]] = value
+    metrics = [name for name in (*METRICS, *FINAL) if name in cells]
+    metrics += [name for name in table.metrics if name not in metrics]
+    order = ["number", "state", *metrics]
+    cells = {name: cells[name] for name in order} | cells
+    return replace(table, cells=cells, metrics=tuple(metrics))
 
-    def miss(row: dict[str, Any]) -> float:
-        return sum(max(_violation(limit, row), 0) / max(abs(limit.bound), 1e-12) for limit in limits)
 
+def _with_known(database: Database, head: Head, table: Table, where: Condition | None, sort: str) -> Table:
+    """Return the table with an empty column for each name that is asked for and known, but that no trial has.
+
+    Raises InputError for names that are not known.
+    """
+    names: dict[str, Name] = names_in(where) if where else {}
+    asked = {*names, *(name for limit in limits_of(head) for name in names_in(limit.condition)), sort.removeprefix("-")}
+    lacking = asked - set(table.cells)
+    if not lacking:
+        return table
+    known: Collection[str] = {*ALWAYS_KNOWN, *table.cells}
+    if not lacking <= set(known):
+        known = {*known, *read_table(database, head).cells}
+    if where:
+        check_names(where, known)
+    key = sort.removeprefix("-")
+    if key not in known:
+        raise InputError("--sort", f"is no name here {hint(key, sorted(known))}", key)
+    if key in lacking and len(table):
+        raise InputError("--sort", "is not known for any trial of this study", key)
+    return table.with_cells({name: [None] * len(table) for name in lacking})
+
+
+def _keeps(table: Table, limits: Sequence[Limit]) -> Any:
+    """Return (N,) which trials are complete and keep all limits, those of another program's sampler included."""
+    keeps = np.array(table.cells["feasible"], bool)
+    for limit in limits:
+        keeps &= satisfied(limit, table.columns, len(table))
+    return keeps
+
+
+def _whole(
+    database: Database, head: Head, table: Table, rows: Sequence[int], finals: dict[int, dict[str, Any]]
+) -> Table:
+    """Return these rows with all that is known of their trials."""
+    ids = [table.ids[row] for row in rows]
+    wanted = Wanted(states=COMPLETE, ids=ids if len(ids) <= MOST_IDS else None, constraints=not head.description)
+    whole = _with_finals(read_table(database, head, wanted), finals)
+    row_of = {each: row for row, each in enumerate(whole.ids)}
+    return whole.take([row_of[each] for each in ids])
+
+
+def _nearest(table: Table, limits: Sequence[Limit]) -> str:
+    """Say which trials come nearest to all limits, and what each misses by."""
+    known = [limit for limit in limits if set(names_in(limit.condition)) <= set(table.columns)]
+    far = np.zeros(len(table))
+    for limit in known:
+        far += np.where(
+            satisfied(limit, table.columns, len(table)), 0.0, distances(limit.condition, table.columns, len(table))
+        )
     lines = []
-    for row in sorted(rows.values(), key=miss)[:3]:
-        misses = [
-            f"{limit.metric}={row[limit.metric]:g} misses {limit} by {_violation(limit, row):g}"
-            for limit in limits
-            if _violation(limit, row) > 0
+    for row in np.argsort(far, kind="stable")[:NEAREST].tolist():
+        one = table.take([row])
+        texts = [
+            text
+            for limit in known
+            if not satisfied(limit, one.columns, 1)[0]
+            for text in misses(limit.condition, one.columns)
         ]
-        lines.append(f"trial {row['number']}: {'; '.join(misses)}")
-    return f"study {study.study_name}: no trial satisfies {', '.join(map(str, limits))}; nearest: " + " | ".join(lines)
+        texts = texts or ["misses a constraint that its sampler was told of"]
+        lines.append(f"trial {one.cells['number'][0]}: {'; '.join(texts)}")
+    return f"none of {len(table)} complete trials satisfies all limits; nearest: {' | '.join(lines)}"
+
+
+def _lost(database: Database, head: Head, failed: Sequence[int]) -> int:
+    """Return how many failed trials their machine lost; these do not count as finished."""
+    if not failed or not head.description:
+        return 0
+    wanted = Wanted(states=("FAIL",), parameters=(), attributes=(FAILURE,), stages=False, constraints=False)
+    return sum(value.get("reason") == LOST for _, _, value in read_rows(database, head, wanted).attributes)

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from metasearch.configuration import Configuration
+from metasearch.records import METRICS
 
 HEADINGS = {
     "val_accuracy": "val acc",
@@ -122,15 +124,31 @@ def controls_table(controls: pd.DataFrame) -> Table:
     return table
 
 
+def trials_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of a trials frame that a terminal has room for, numbers as people read them."""
+    objectives = [name for name in METRICS if name in frame and frame[name].notna().any()]
+    named = ["number", "state", "feasible", *objectives, "seconds", "failure"]
+    shown = frame[[name for name in named if name in frame and (frame.empty or frame[name].notna().any())]].copy()
+    for name in objectives:
+        shown[name] = [metric_text(name, value) for value in frame[name]]
+    if "seconds" in shown:
+        shown["seconds"] = [metric_text("train_seconds", value) for value in frame["seconds"]]
+    return shown
+
+
 def plain_table(frame: pd.DataFrame) -> Table:
     """Return any frame as a table."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in frame.columns:
         table.add_column(HEADINGS.get(str(column), str(column)))
     for row in frame.itertuples(index=False):
-        table.add_row(*("" if value is None else _cell(value) for value in row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     return table
 
 
 def _cell(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.6g}"
+    return "" if value is None or value is pd.NaT else str(value)

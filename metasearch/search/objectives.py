@@ -28,6 +28,8 @@ UNITS: dict[str, tuple[str, Decimal]] = {
     "GB": ("bytes", Decimal(10**9)),
     "ms": ("time", Decimal("0.001")),
     "s": ("time", Decimal(1)),
+    "m": ("time", Decimal(60)),
+    "h": ("time", Decimal(3600)),
     "%": ("share", Decimal("0.01")),
 }
 """Every unit's symbol, what it measures, and how many of the base unit (1, byte, second) it is."""
@@ -81,7 +83,7 @@ class Constraint:
         _check_metric(metric, place)
         if operator not in OPERATORS:
             raise InputError(place, f"must use one of {' '.join(OPERATORS)}", operator)
-        return cls(metric, operator, _bound(metric, quantity, place))
+        return cls(metric, operator, quantity_in(METRIC_UNITS.get(metric, "%"), quantity, name=metric, place=place))
 
     def __str__(self) -> str:
         return f"{self.metric} {self.operator} {_number_text(self.bound)}"
@@ -128,25 +130,31 @@ def parse_quantity(text: str, *, place: str = "quantity") -> float:
     return float(amount * UNITS[unit][1])
 
 
+def quantity_in(unit: str | None, quantity: str, *, name: str, place: str) -> float:
+    """Return a quantity such as "25kB" in the unit that `name` is counted in.
+
+    unit: a key of UNITS; "%" for a share in [0, 1]; None for a plain number, which may be written as a percentage.
+    Raises InputError for a number of something else, and for a share outside [0, 1].
+    """
+    amount, given = _amount_and_unit(quantity, place)
+    measure, factor = UNITS[given]
+    if measure not in ("count", "share" if unit is None else UNITS[unit][0]):
+        raise InputError(place, f"{name} cannot be compared with a number of {measure}", quantity)
+    if unit is None:
+        return float(amount * factor)
+    if unit == "%":
+        share = amount * factor
+        if not 0 <= share <= 1:
+            raise InputError(place, f"{name} must be in [0, 1] or a percentage", quantity)
+        return float(share)
+    return float(amount * factor / (UNITS[unit][1] if measure == UNITS[unit][0] else 1))
+
+
 def _check_metric(name: str, place: str) -> None:
     if name not in METRICS:
         raise InputError(place, f"is no metric {hint(name, CONSTRAINT_METRICS)}", name)
     if name not in CONSTRAINT_METRICS:
         raise InputError(place, "cannot steer a search: the test split is read once, at the end", name)
-
-
-def _bound(metric: str, quantity: str, place: str) -> float:
-    """Return the quantity in the metric's own unit."""
-    amount, unit = _amount_and_unit(quantity, place)
-    own = METRIC_UNITS.get(metric, "%")
-    if UNITS[unit][0] not in ("count", UNITS[own][0]):
-        raise InputError(place, f"{metric} cannot be compared with a number of {UNITS[unit][0]}", quantity)
-    if own == "%":
-        share = amount * UNITS[unit][1]
-        if not 0 <= share <= 1:
-            raise InputError(place, f"{metric} must be in [0, 1] or a percentage", quantity)
-        return float(share)
-    return float(amount * UNITS[unit][1] / (UNITS[own][1] if UNITS[unit][0] == UNITS[own][0] else 1))
 
 
 def _amount_and_unit(text: str, place: str) -> tuple[Decimal, str]:

@@ -1,17 +1,8 @@
-"""The store: studies in an Optuna storage, described by attributes, told by the driver alone.
-
-Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.py`), `stop` (a request to stop),
-`prior` (of a study that only holds an imported prior, see `imported.py`).
-Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
-`curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while a driver
-that stopped in good order has left it to the next one). What an attribute is called and holds is stated here and
-nowhere else.
-"""
+"""The store: studies in an Optuna storage, described by attributes (`names.py`), told by the driver alone."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sqlite3
 import time
@@ -31,18 +22,54 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
 from metasearch.errors import InputError, NotFoundError, StorageError
-from metasearch.folders import home_folder
+from metasearch.search.names import (
+    BUSY_TIMEOUT_S,
+    CONTROLS,
+    CURVE,
+    DESCRIPTION,
+    FAILURE,
+    LEFT,
+    LOSSES,
+    LOST,
+    PRIOR,
+    RESULT,
+    ROLE,
+    RUN,
+    STOP,
+    shown_url,
+    storage_url,
+)
 from metasearch.search.objectives import parse_objectives
 from metasearch.search.space import Space, parse_space
 from metasearch.spelling import hint
 
-BUSY_TIMEOUT_S = 60
-CONTROLS = "/controls"
-DESCRIPTION, STOP, PRIOR = "metasearch", "stop", "prior"
-RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"
-LOSSES, LEFT = "losses", "left"
-LOST = "lost"
-"""The failure reason of a trial that its machine lost too often; it does not count as finished."""
+__all__ = [
+    "CONTROLS",
+    "CURVE",
+    "DESCRIPTION",
+    "FAILURE",
+    "LEFT",
+    "LOSSES",
+    "LOST",
+    "PRIOR",
+    "RESULT",
+    "ROLE",
+    "RUN",
+    "STOP",
+    "StudyDescription",
+    "constraint_violations",
+    "create_study",
+    "description_of",
+    "is_finished",
+    "load_study",
+    "metrics_of",
+    "open_storage",
+    "shown_url",
+    "storage_errors",
+    "storage_url",
+    "study_exists",
+    "study_names",
+]
 
 
 @dataclass(frozen=True)
@@ -76,39 +103,6 @@ class StudyDescription:
     def parsed_space(self) -> Space:
         """Return the search space as it was when the study was made."""
         return parse_space(self.space, place="the study's space")
-
-
-def storage_url(flag: str | None = None) -> str:
-    """Return the storage's URL: `flag`, else METASEARCH_STORAGE, else a SQLite file in the home folder.
-
-    Raises InputError for a password in `flag` (every user of the machine can read a command line) or a scheme that is
-    neither SQLite nor PostgreSQL.
-    """
-    text = flag or os.environ.get("METASEARCH_STORAGE") or f"sqlite:///{home_folder() / 'studies.db'}"
-    place = "--storage" if flag else "METASEARCH_STORAGE"
-    if "://" not in text:
-        # Not shown: it may hold a password all the same.
-        raise InputError(place, "must be a URL such as sqlite:///studies.db or postgresql://host/name")
-    try:
-        url = make_url(text)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise InputError(place, "must be a URL such as sqlite:///studies.db or postgresql://host/name") from error
-    secret = url.password is not None or "password" in url.query
-    if flag and secret:
-        raise InputError(
-            "--storage", "must not hold a password, which others can read there; set METASEARCH_STORAGE or PGPASSFILE"
-        )
-    if url.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise InputError(place, "must begin with sqlite:// or postgresql://", url.get_backend_name())
-    if url.get_backend_name() == "postgresql" and url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    return url.render_as_string(hide_password=False)
-
-
-def shown_url(url: str) -> str:
-    """Return the URL as it may be printed: without user's password, wherever it stands."""
-    shown = make_url(url).render_as_string(hide_password=True)
-    return re.sub(r"(?i)(password=)[^&]*", r"\1***", shown)
 
 
 def open_storage(url: str, *, create: bool = False) -> RDBStorage:

@@ -12,7 +12,9 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import RDBStorage
 
 from metasearch.errors import InputError
-from metasearch.report.queries import best_frame, status_of, studies_frame, trials_frame
+from metasearch.report.database import open_database
+from metasearch.report.queries import best_frame, studies_frame, trials_frame
+from metasearch.report.status import status_of
 from metasearch.search import imported
 from metasearch.search.garbage import collect
 from metasearch.search.imported import import_priors, imported_prior
@@ -98,10 +100,13 @@ def test_a_study_of_any_other_kind_holds_no_imported_prior(storage: RDBStorage, 
 def test_questions_about_studies_are_not_confused_by_an_imported_prior(storage: RDBStorage, tmp_path: Path) -> None:
     finished_study(str(storage.url), "ten", tmp_path)
     import_priors(storage, [made()], place="p")
-    assert list(studies_frame(storage)["name"]) == ["ten"]
-    study = load_study(storage, "usps")
-    assert trials_frame(study).empty
-    for ask in (lambda: best_frame(storage, "usps"), lambda: status_of(study)):
+    database, study = open_database(storage.url), load_study(storage, "usps")
+    assert list(studies_frame(database)["name"]) == ["ten"]
+    for ask in (
+        lambda: trials_frame(database, "usps"),
+        lambda: best_frame(database, "usps"),
+        lambda: status_of(study),
+    ):
         with pytest.raises(InputError, match="study usps: is an imported prior, without trials"):
             ask()
     assert list(collect(storage, remove=True)) == []

@@ -1,0 +1,120 @@
+"""A storage opened for reading alone: Optuna's tables by SQL, in short transactions that disturb no driver.
+
+The tables are those of Optuna's schema 12, revision v3.2.0.a (optuna/storages/_rdb/models.py), which Optuna 3.2 to 5
+make. Of another version (`known` is False) they are not touched: Optuna's own classes read it. SQLite is read by
+Python's own module, since importing SQLAlchemy takes longer than most answers.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from metasearch.errors import NotFoundError, StorageError
+from metasearch.search.names import BUSY_TIMEOUT_S, SQLITE, shown_url
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+SCHEMA, REVISION = 12, "v3.2.0.a"
+TABLES = ("SELECT name FROM sqlite_master", "SELECT table_name FROM information_schema.tables")
+"""The statements that name the tables of SQLite and of PostgreSQL."""
+
+Select = Callable[..., list[Any]]
+"""Runs a statement with named values (`:name`) and returns its rows."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """url: the storage's, its password included. known: whether the schema is ours to read. file: of SQLite, else None.
+
+    engine: of PostgreSQL, else None.
+    """
+
+    url: str
+    known: bool = True
+    file: Path | None = None
+    engine: Engine | None = None
+
+    @property
+    def position(self) -> str:
+        """The function that finds a text in another."""
+        return "strpos" if self.file is None else "instr"
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Select]:
+        """Give a `select(statement, **values)`, all of whose answers are of one moment; leave it when all are there.
+
+        Raises StorageError if the storage is locked or away.
+        """
+        with _sqlite(self.file, self.url) if self.file is not None else self._postgresql() as select:
+            yield select
+
+    @contextmanager
+    def _postgresql(self) -> Iterator[Select]:
+        import sqlalchemy
+
+        from metasearch.search.store import storage_errors
+
+        assert self.engine is not None
+        with storage_errors(self.url), self.engine.connect() as connection:
+            yield lambda statement, **values: list(connection.execute(sqlalchemy.text(statement), values).all())
+
+
+def open_database(url: str) -> Database:
+    """Return the storage at `url`, opened for reading alone.
+
+    Raises NotFoundError if its file is missing, StorageError if it cannot be read or holds none of Optuna's tables.
+    """
+    database = _opened(url)
+    with database.snapshot() as select:
+        there = {name for (name,) in select(TABLES[database.file is None])}
+        if not {"studies", "version_info"} <= there:
+            raise StorageError(f"{shown_url(url)}: holds no studies of Optuna")
+        versions = [select("SELECT schema_version FROM version_info")]
+        if "alembic_version" in there:  # not before Optuna 0.14
+            versions.append(select("SELECT version_num FROM alembic_version"))
+    return replace(database, known=[tuple(row) for rows in versions for row in rows] == [(SCHEMA,), (REVISION,)])
+
+
+def _opened(url: str) -> Database:
+    if url.startswith(SQLITE):
+        path = Path(url.removeprefix(SQLITE).partition("?")[0])
+        if not path.is_file():
+            raise NotFoundError(f"{path}: no studies here yet; `metasearch launch` makes the first")
+        return Database(url, file=path)
+    import sqlalchemy
+
+    from metasearch.search.store import storage_errors
+
+    try:
+        with storage_errors(url):
+            engine = sqlalchemy.create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        place = shown_url(url)
+        raise StorageError(f"{place}: needs the extra `postgresql` (module {error.name} is missing)") from error
+    sqlalchemy.event.listen(engine, "connect", _read_only)
+    return Database(url, engine=engine)
+
+
+@contextmanager
+def _sqlite(file: Path, url: str) -> Iterator[Select]:
+    address = f"file:{quote(str(file.resolve()))}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
+            connection.execute("BEGIN")
+            yield lambda statement, **values: connection.execute(statement, values).fetchall()
+    except sqlite3.Error as error:
+        raise StorageError(f"{shown_url(url)}: {error}") from error
+
+
+def _read_only(connection: Any, record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    cursor.close()
+    connection.commit()

@@ -1,0 +1,262 @@
+"""Trials as columns: what a trial has, by the names that users know. N trials.
+
+Columns: number, state; metrics and objectives by name; parameters by dotted path; STAGE.METRIC and
+STAGE.seconds of each stage; user.KEY of attributes that are not metasearch's own; feasible, seed, node, started, completed
+(UTC), duration, seconds (in the worker), epochs_run, failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metasearch.records import METRICS
+from metasearch.report.database import Database
+from metasearch.report.heads import Head
+from metasearch.report.rows import Rows, Wanted, read_rows
+from metasearch.search.names import CURVE, FAILURE, LEFT, LOSSES, RESULT, ROLE, RUN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPLETE = ("COMPLETE",)
+OWN_ATTRIBUTES = (RESULT, RUN, FAILURE, CURVE, ROLE, LOSSES, LEFT)
+BASE = ("number", "state", "started", "completed", "duration")
+RUN_COLUMNS = ("seed", "node", "seconds")
+LAST = ("feasible", *RUN_COLUMNS, "started", "completed", "duration", "epochs_run", "failure")
+FINAL = ("test_std", "test_seeds")
+"""Columns beside the metrics of a trial whose final runs are done."""
+
+Cells = dict[str, list[Any]]
+
+
+class Columns(Mapping[str, NDArray[Any]]):
+    """Lists as arrays, each made when it is asked for: numbers as float (NaN) or int, datetime64 (NaT), else objects."""
+
+    def __init__(self, cells: Mapping[str, list[Any]]) -> None:
+        self._cells, self._made = cells, dict[str, NDArray[Any]]()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._made:
+            self._made[name] = as_array(self._cells[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cells)
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Trials as lists of cells (N,) by column, None where missing; all lists of one length.
+
+    ids: Optuna's. parameters, metrics, stages, attributes: which columns are these.
+    """
+
+    ids: list[int]
+    cells: Cells
+    parameters: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    columns: Columns = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", Columns(self.cells))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """Return these rows, in this order."""
+        cells = {name: [column[row] for row in rows] for name, column in self.cells.items()}
+        return replace(self, ids=[self.ids[row] for row in rows], cells=cells)
+
+    def with_cells(self, cells: Cells) -> Table:
+        """Return the table with these columns added or in place of its own."""
+        return replace(self, cells=self.cells | cells)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a mapping a trial, as JSON has it: number, params and metrics, without what it does not have."""
+        return [
+            {"number": number, "params": self._row(self.parameters, row), "metrics": self._row(self.metrics, row)}
+            for row, number in enumerate(self.cells["number"])
+        ]
+
+    def whole_records(self) -> list[dict[str, Any]]:
+        """Return `records` with state, times, stages, attributes and all else that is known."""
+        grouped = {"params": self.parameters, "metrics": self.metrics, "stages": self.stages, "user": self.attributes}
+        rest = [name for name in self.cells if not any(name in names for names in grouped.values())]
+        return [
+            self._row(rest, row) | {group: self._row(names, row) for group, names in grouped.items()}
+            for row in range(len(self))
+        ]
+
+    def _row(self, names: Iterable[str], row: int) -> dict[str, Any]:
+        cells = ((name, _plain(self.cells[name][row])) for name in names if name in self.cells)
+        return {name: value for name, value in cells if value is not None}
+
+    def frame(self) -> pd.DataFrame:
+        """Return the trials as a frame, a row each; times are UTC."""
+        import pandas as pd
+
+        frame = pd.DataFrame({name: self.columns[name] for name in self.cells})
+        for name in ("started", "completed"):
+            if name in frame:
+                frame[name] = pd.to_datetime(frame[name], utc=True)
+        return frame
+
+
+def read_table(database: Database, head: Head, wanted: Wanted | None = None) -> Table:
+    """Return the trials of a study, whole or what is wanted of them."""
+    return table_of(read_rows(database, head, wanted or Wanted(constraints=not head.description)), head)
+
+
+def wanted_for(
+    names: Collection[str], head: Head, *, states: Collection[str] | None, ids: Collection[int] | None = None
+) -> Wanted:
+    """Return what must be read for these columns to be there, where a trial has them."""
+    rest = {name for name in names if name not in BASE and name not in head.directions and name != "feasible"}
+    keys = {name.removeprefix("user.") for name in rest if name.startswith("user.")}
+    keys |= {RUN} if rest & set(RUN_COLUMNS) else set()
+    keys |= {FAILURE} if "failure" in rest else set()
+    keys |= {CURVE} if "epochs_run" in rest else set()
+    # any other name may be a result's: a metric, a fixed parameter, a stage's
+    unknown = {name for name in rest if name not in RUN_COLUMNS and name != "failure" and not name.startswith("user.")}
+    keys |= {RESULT} if unknown else set()
+    return Wanted(
+        states=states,
+        ids=ids,
+        parameters=() if head.description and states == COMPLETE else sorted(unknown),
+        attributes=sorted(keys),
+        stages=any(name == "epochs_run" or _is_of_stage(name) for name in unknown),
+        constraints=not head.description,
+    )
+
+
+def _is_of_stage(name: str) -> bool:
+    last = name.rsplit(".", 1)[-1]
+    return "." in name and (last in METRICS or last == "seconds")
+
+
+def table_of(rows: Rows, head: Head) -> Table:
+    """Return rows as columns. A complete trial's parameters are its result's, fixed ones included."""
+    count = len(rows.trials)
+    place = {each: row for row, (each, *_) in enumerate(rows.trials)}
+    groups: dict[str, Cells] = {name: {} for name in ("metrics", "parameters", "stages", "attributes", "last")}
+
+    def put(group: str, name: str, row: int, value: Any) -> None:
+        column = groups[group].get(name)
+        if column is None:
+            column = groups[group][name] = [None] * count
+        column[row] = value
+
+    names = list(head.directions)
+    for name in names:
+        groups["metrics"][name] = [None] * count
+    for each, index, value in rows.values:
+        put("metrics", names[index], place[each], value)
+    for each, name, value in rows.parameters:
+        put("parameters", name, place[each], value)
+    for each, key, value in rows.attributes:
+        row = place[each]
+        if key == RESULT and head.description:
+            for name, cell in value["metrics"].items():
+                put("metrics", name, row, cell)
+            for name, cell in value["config"].items():
+                put("parameters", name, row, cell)
+            for stage in value.get("stages", ()):
+                put("stages", f"{stage['stage']}.seconds", row, stage["seconds"])
+                for name, cell in stage["metrics"].items():
+                    put("stages", f"{stage['stage']}.{name}", row, cell)
+            if "epochs_run" in value:
+                put("last", "epochs_run", row, value["epochs_run"])
+        elif key in OWN_ATTRIBUTES and head.description:
+            for name, cell in _own(key, value).items():
+                put("last", name, row, cell)
+        else:
+            put("attributes", f"user.{key}", row, value)
+    feasible = [state == "COMPLETE" for _, _, state, *_ in rows.trials]
+    for each, violation in rows.violations:
+        feasible[place[each]] &= violation <= 0
+    cells: Cells = {
+        "number": [number for _, number, *_ in rows.trials],
+        "state": [state for _, _, state, *_ in rows.trials],
+    }
+    groups["last"] = {name: [None] * count for name in LAST if head.description} | groups["last"]
+    groups["last"] |= {
+        "feasible": feasible,
+        "started": [started for *_, started, _ in rows.trials],
+        "completed": [ended for *_, ended in rows.trials],
+        "duration": [
+            (ended - started).total_seconds() if started and ended else None for *_, started, ended in rows.trials
+        ],
+    }
+    groups["metrics"] = _in_order(groups["metrics"], (*METRICS, *names))
+    groups["last"] = _in_order(groups["last"], LAST)
+    kept: dict[str, tuple[str, ...]] = {}
+    for group, columns in groups.items():
+        # a parameter of another program may be called as a column is
+        renamed = {name if name not in cells else f"{group}.{name}": column for name, column in columns.items()}
+        cells |= renamed
+        kept[group] = tuple(renamed)
+    ids = [each for each, *_ in rows.trials]
+    return Table(ids, cells, kept["parameters"], kept["metrics"], kept["stages"], kept["attributes"])
+
+
+def _own(key: str, value: Any) -> dict[str, Any]:
+    """Return the columns that one of metasearch's own trial attributes gives."""
+    if key == RUN:
+        seconds = {"seconds": value["ended"] - value["started"]} if "ended" in value else {}
+        return {name: value[name] for name in ("seed", "node") if name in value} | seconds
+    if key == FAILURE:
+        return {"failure": value.get("reason")}
+    if key == ROLE:
+        return {f"role.{name}": cell for name, cell in value.items()}
+    return {"epochs_run": len(value)} if key == CURVE else {}
+
+
+def _in_order(columns: Cells, order: Iterable[str]) -> Cells:
+    first = {name: columns[name] for name in order if name in columns}
+    return first | columns
+
+
+def as_array(cells: Sequence[Any]) -> NDArray[Any]:
+    """Return cells (N,) as the narrowest array that holds them: int, float, bool, datetime64[us], else object."""
+    kinds = set(map(type, cells))
+    given = kinds - {NoneType}
+    if not given or given <= {int, float}:
+        if kinds == {int} and max(map(abs, cells)) < 2**62:
+            return np.array(cells, np.int64)
+        try:
+            return np.array(cells, float)
+        except OverflowError:  # an attribute of somebody's with hundreds of digits
+            return _objects(cells)
+    if kinds == {bool}:
+        return np.array(cells, bool)
+    if given == {datetime}:
+        return np.array(cells, "datetime64[us]")
+    return _objects(cells)
+
+
+def _objects(cells: Sequence[Any]) -> NDArray[Any]:
+    found = np.empty(len(cells), object)
+    for row, cell in enumerate(cells):  # one by one: lists among them stay lists
+        found[row] = cell
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as JSON has it; what JSON has no word for (NaN, infinities) as missing."""
+    if isinstance(value, datetime):
+        return f"{value.isoformat()}Z"
+    return None if isinstance(value, float) and not math.isfinite(value) else value

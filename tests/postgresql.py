@@ -1,0 +1,60 @@
+"""A PostgreSQL server of the tests' own, from the programs that Debian's package `postgresql` installs."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PASSWORD = "canary-9f3b"
+"""Of the server's one user: it must be shown nowhere."""
+
+
+def programs() -> Path | None:
+    """Return the folder of PostgreSQL's own programs, None where it is not installed."""
+    found = shutil.which("pg_ctl")
+    folders = [Path(found).parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+def server_user() -> str | None:
+    """Return whom the server must run as: it refuses root. None: as whoever runs the tests."""
+    if os.geteuid() != 0:
+        return None
+    return next((entry.pw_name for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")), None)
+
+
+@contextmanager
+def running(folder: Path, binaries: Path) -> Iterator[str]:
+    """Start a server with its data in `folder`, on loopback with a password; give its URL and stop it at the end."""
+    user = server_user()
+    if user is not None:
+        shutil.chown(folder, user)
+    secret = folder / "secret"
+    secret.write_text(PASSWORD)
+    if user is not None:
+        shutil.chown(secret, user)
+    data = folder / "data"
+
+    def call(program: str, *arguments: str) -> None:
+        command = [str(binaries / program), *arguments]
+        # into a file: the server inherits what pg_ctl writes to, and a pipe would wait for it
+        with (folder / "output.txt").open("a") as output:
+            subprocess.run(command, check=True, user=user, cwd="/", stdout=output, stderr=output, timeout=60)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    call("initdb", "-D", str(data), "-U", "u", "-A", "scram-sha-256", f"--pwfile={secret}", "-N")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+    call("pg_ctl", "-D", str(data), "-w", "-o", options, "-l", f"{data}/log.txt", "start")
+    try:
+        yield f"postgresql+psycopg://u:{PASSWORD}@127.0.0.1:{port}/postgres"
+    finally:
+        call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
