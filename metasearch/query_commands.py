@@ -25,9 +25,7 @@ Where = Annotated[
         metavar="EXPR", help='A condition such as "model_bytes <= 50kB and not augment"; repeat to keep several.'
     ),
 ]
-Sort = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Better values first; -NAME turns the order round.")
-]
+Sort = Annotated[str | None, typer.Option(metavar="NAME", help="Better values first; -NAME turns the order round.")]
 Top = Annotated[int | None, typer.Option(min=1, help="Show at most so many.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 Parquet = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Parquet file.")]
@@ -90,9 +88,7 @@ def trials(
             _tell(f"no trial of {study} is so")
 
 
-def studies(
-    as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None, storage: StorageUrl = None
-) -> None:
+def studies(as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None, storage: StorageUrl = None) -> None:
     """List the studies of the storage, with how many of their trials are finished, complete and feasible.
 
     Example: metasearch studies --json
@@ -151,9 +147,7 @@ def importance(
         found = importances(database, study, objective=objective, evaluator=evaluator)
         typer.echo(json.dumps({"study": study, "objective": objective, "evaluator": evaluator, "importance": found}))
     else:
-        _show(
-            lambda: importance_frame(database, study, objective=objective, evaluator=evaluator), csv, parquet
-        )
+        _show(lambda: importance_frame(database, study, objective=objective, evaluator=evaluator), csv, parquet)
 
 
 def print_best(database: Database, found: Best) -> None:

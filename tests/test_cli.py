@@ -26,7 +26,7 @@ def study(url: str, tmp_path: Path) -> str:
 
 
 COMMANDS = ["launch", "run", "resume", "stop", "status", "tasks", "spaces", "priors", "transfer", "delete", "gc"]
-COMMANDS += ["best", "trials", "studies", "compare", "importance"]
+COMMANDS += ["best", "trials", "studies", "compare", "importance", "report"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -35,6 +35,7 @@ LAYERS = [
         "cli",
         "prior_commands",
         "query_commands",
+        "report_command",
         "store_commands",
         "transfer_command",
         "flags",

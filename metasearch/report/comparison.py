@@ -105,7 +105,10 @@ def compare(database: Database, a: str, b: str) -> Comparison:
     return Comparison(
         *found,
         objectives,
-        {name: float(sign * (low + 1.1 * wide)) for name, sign, low, wide in zip(objectives, signs, ideal, scale, strict=True)},
+        {
+            name: float(sign * (low + 1.1 * wide))
+            for name, sign, low, wide in zip(objectives, signs, ideal, scale, strict=True)
+        },
         {
             name: (float(sign * costs[0][:, index].min()), float(sign * costs[1][:, index].min()))
             for index, (name, sign) in enumerate(zip(objectives, signs, strict=True))
@@ -149,6 +152,8 @@ def _typical(cells: list[Any] | None) -> Any:
     if all(isinstance(cell, (int, float)) and not isinstance(cell, bool) for cell in known):
         median = float(np.median(known))
         return int(median) if median.is_integer() and math.isfinite(median) else median
-    return Counter(map(repr, known)).most_common(1)[0][0] if any(isinstance(c, (list, dict)) for c in known) else (
-        Counter(known).most_common(1)[0][0]
+    return (
+        Counter(map(repr, known)).most_common(1)[0][0]
+        if any(isinstance(c, (list, dict)) for c in known)
+        else (Counter(known).most_common(1)[0][0])
     )

@@ -328,8 +328,10 @@ class _Parser:
         at = self._here.at
         operand = self._value(self._signed(), at)
         self._depth -= 1
-        return Quantity(f"{token.text}{operand.text}", token.at) if _unsigned(operand) else Arithmetic(
-            token.text, None, operand, token.at
+        return (
+            Quantity(f"{token.text}{operand.text}", token.at)
+            if _unsigned(operand)
+            else Arithmetic(token.text, None, operand, token.at)
         )
 
     def _primary(self) -> Condition | Value:
