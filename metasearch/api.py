@@ -12,8 +12,8 @@ from metasearch.search.store import open_storage, storage_url
 if TYPE_CHECKING:
     import pandas as pd
 
+    from metasearch.report.conditions import Condition
     from metasearch.report.database import Database
-    from metasearch.report.where import Condition
     from metasearch.tasks import TaskSource
     from metasearch.teachers import TeacherSource
 
@@ -96,7 +96,7 @@ def trials(
 
 def studies(*, storage: str | None = None) -> pd.DataFrame:
     """Return every study of a storage, a row each."""
-    from metasearch.report.queries import studies_frame
+    from metasearch.report.studies import studies_frame
 
     return studies_frame(_database(storage))
 

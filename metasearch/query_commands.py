@@ -15,9 +15,9 @@ from metasearch.flags import AsJson, StorageUrl, StudyName
 if TYPE_CHECKING:
     import pandas as pd
 
+    from metasearch.report.conditions import Condition
     from metasearch.report.database import Database
     from metasearch.report.queries import Best
-    from metasearch.report.where import Condition
 
 Where = Annotated[
     list[str] | None,
@@ -93,7 +93,7 @@ def studies(as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None
 
     Example: metasearch studies --json
     """
-    from metasearch.report.queries import studies_frame, studies_records
+    from metasearch.report.studies import studies_frame, studies_records
 
     database = _open(storage)
     if as_json:
@@ -144,17 +144,20 @@ def importance(
 
     database = _open(storage)
     if as_json:
-        found = importances(database, study, objective=objective, evaluator=evaluator)
-        typer.echo(json.dumps({"study": study, "objective": objective, "evaluator": evaluator, "importance": found}))
+        from metasearch.report.heads import study_head
+
+        asked = objective or next(iter(study_head(database, study).directions))
+        found = importances(database, study, objective=asked, evaluator=evaluator)
+        typer.echo(json.dumps({"study": study, "objective": asked, "evaluator": evaluator, "importance": found}))
     else:
         _show(lambda: importance_frame(database, study, objective=objective, evaluator=evaluator), csv, parquet)
 
 
 def print_best(database: Database, found: Best) -> None:
     """Print what was found on stdout, with the teacher and the controls of the study."""
+    from metasearch.report.finals import controls_frame
     from metasearch.report.heads import study_head
     from metasearch.report.output import print_front
-    from metasearch.report.queries import controls_frame
     from metasearch.search.names import TEACHER
 
     head = study_head(database, found.study)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import postgresql
 from tests.command_line import Outcome, Run
 
 
@@ -60,3 +63,14 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"no real data: METASEARCH_TEST_DATA is not set and {beside} is not there")
     return root
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The URL of an empty PostgreSQL server, password included; skips where it is not installed."""
+    binaries = postgresql.programs()
+    if binaries is None:
+        pytest.skip("no PostgreSQL: Debian's package `postgresql` is not installed")
+    # not in pytest's own folder, which it closes to others: the server runs as somebody else
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as folder, postgresql.running(Path(folder), binaries) as url:
+        yield url

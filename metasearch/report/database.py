@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -36,10 +36,10 @@ class Database:
     engine: of PostgreSQL, else None.
     """
 
-    url: str
+    url: str = field(repr=False)
     known: bool = True
     file: Path | None = None
-    engine: Engine | None = None
+    engine: Engine | None = field(default=None, repr=False)
 
     @property
     def position(self) -> str:

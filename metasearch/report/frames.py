@@ -1,8 +1,8 @@
 """Trials as columns: what a trial has, by the names that users know. N trials.
 
-Columns: number, state; metrics and objectives by name; parameters by dotted path; STAGE.METRIC and
-STAGE.seconds of each stage; user.KEY of attributes that are not metasearch's own; feasible, seed, node, started, completed
-(UTC), duration, seconds (in the worker), epochs_run, failure.
+Columns: number, state; metrics and objectives by name; parameters by dotted path; STAGE.METRIC and STAGE.seconds of
+each stage; user.KEY of attributes that are not metasearch's own; feasible, seed, node, seconds (in the worker),
+started, completed (UTC), duration, epochs_run, failure.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Cells = dict[str, list[Any]]
 
 
 class Columns(Mapping[str, NDArray[Any]]):
-    """Lists as arrays, each made when it is asked for: numbers as float (NaN) or int, datetime64 (NaT), else objects."""
+    """Lists as arrays, each made when it is asked for: float (NaN) or int, bool, datetime64 (NaT), else objects."""
 
     def __init__(self, cells: Mapping[str, list[Any]]) -> None:
         self._cells, self._made = cells, dict[str, NDArray[Any]]()

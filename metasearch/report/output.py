@@ -49,6 +49,8 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> None:
 
     Raises NotFoundError if the folder is missing, StorageError if the file cannot be written.
     """
+    if not path.absolute().parent.is_dir():
+        raise NotFoundError(f"{path}: its folder is not there")
     plain = frame.copy()
     for name, column in frame.items():
         kinds = {type(cell) for cell in column.dropna()} if column.dtype == object else set()
@@ -56,7 +58,5 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> None:
             plain[name] = [None if cell is None else json.dumps(cell) for cell in column]
     try:
         plain.to_parquet(path, index=False)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: its folder is not there") from error
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror or error}") from error

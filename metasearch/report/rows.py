@@ -10,7 +10,7 @@ import gc
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from metasearch.report.database import Database, Select
@@ -44,7 +44,8 @@ class Wanted:
 class Rows:
     """trials: id, number, state, started, completed (UTC). The others: id, then name and value, decoded.
 
-    distributions: of each row of parameters, as Optuna's JSON. A result's value is its record, read as far as it was wanted, with the number of its epochs under "epochs_run".
+    distributions: of each row of parameters, as Optuna's JSON. A result's value is its record, read as far as it was
+    wanted, with the number of its epochs under "epochs_run".
     """
 
     trials: list[tuple[int, int, str, datetime | None, datetime | None]]
@@ -88,7 +89,7 @@ def _by_sql(database: Database, head: Head, wanted: Wanted) -> Rows:
         violations = (
             select(
                 "SELECT a.trial_id, a.value_json FROM trial_system_attributes a JOIN trials t"
-                f" ON t.trial_id = a.trial_id WHERE {chosen} AND a.key LIKE 'constraints%'"
+                f" ON t.trial_id = a.trial_id WHERE {chosen} AND (a.key = 'constraints' OR a.key LIKE 'constraints:%')"
             )
             if wanted.constraints
             else []
@@ -233,7 +234,7 @@ def _by_optuna(database: Database, head: Head, wanted: Wanted) -> Rows:
         if wanted.ids is not None and each not in wanted.ids:
             continue
         started, ended = (
-            None if moment is None else moment.astimezone(timezone.utc).replace(tzinfo=None)
+            None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
             for moment in (trial.datetime_start, trial.datetime_complete)
         )
         found.trials.append((each, trial.number, trial.state.name, started, ended))

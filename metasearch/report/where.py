@@ -1,11 +1,11 @@
-"""The language of `--where`: text to a tree of conditions; `matching.py` looks which trials satisfy one.
+"""The language of `--where`: text to a condition (`conditions.py`), for `matching.py` to look which trials satisfy it.
 
     model_bytes <= 50kB and (latency_ms < 2ms or not augment)
     student.family in ["convnet", "resnet"] and distill.seconds / epochs_run < 3s and started >= "2026-11-01"
 
-Loosest first: or, and, not, one comparison (< <= > >= = == != in, not in), + -, * /, a sign. A name is a dotted path, in
-backquotes if it holds anything but letters, digits, _ and dots. Numbers take the units of constraints. Never evaluated
-as Python.
+Loosest first: or, and, not, one comparison (< <= > >= = == != in, not in), + -, * /, a sign. A name is a dotted path,
+in backquotes if it holds anything but letters, digits, _ and dots. Numbers take the units of constraints. Never
+evaluated as Python.
 """
 
 from __future__ import annotations
@@ -16,12 +16,25 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from metasearch.errors import InputError
+from metasearch.report.conditions import (
+    COMPARISONS,
+    Among,
+    Arithmetic,
+    Comparison,
+    Condition,
+    Every,
+    Name,
+    Not,
+    Quantity,
+    Some,
+    Value,
+    Word,
+)
 
 MOST_WORDS, DEEPEST = 500, 50
 """Words of an expression, and parentheses and signs inside one another: far beyond use, below Python's recursion."""
 
 WORDS = ("and", "or", "not", "in", "true", "false")
-COMPARISONS = ("<=", ">=", "==", "!=", "<", ">", "=")
 
 TOKEN = re.compile(
     r"""(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?[A-Za-z%]*)
@@ -30,112 +43,6 @@ TOKEN = re.compile(
       | (?P<sign><=|>=|==|!=|[-+*/<>=()\[\],])""",
     re.VERBOSE | re.ASCII,
 )
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A number with an optional unit, as written. at: the column, from 1, where a node begins."""
-
-    text: str
-    at: int
-
-
-@dataclass(frozen=True)
-class Word:
-    """A text in quotes, or true or false. value: str or bool. text: as written."""
-
-    value: str | bool
-    text: str
-    at: int
-
-
-@dataclass(frozen=True)
-class Name:
-    """What a trial may have: a metric, a parameter, a stage's result, an attribute, its state or a time."""
-
-    name: str
-    text: str
-    at: int
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """operator: + - * /. left: None for a sign."""
-
-    operator: str
-    left: Value | None
-    right: Value
-    at: int
-
-    @property
-    def text(self) -> str:
-        """The expression as it is read."""
-        right = f"({self.right.text})" if isinstance(self.right, Arithmetic) else self.right.text
-        if self.left is None:
-            return f"{self.operator}{right}"
-        left = f"({self.left.text})" if isinstance(self.left, Arithmetic) else self.left.text
-        return f"{left} {self.operator} {right}"
-
-
-Value = Quantity | Word | Name | Arithmetic
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """operator: one of COMPARISONS, with = for ==."""
-
-    operator: str
-    left: Value
-    right: Value
-    at: int
-
-    @property
-    def text(self) -> str:
-        """The comparison as it is read."""
-        return f"{self.left.text} {self.operator} {self.right.text}"
-
-
-@dataclass(frozen=True)
-class Among:
-    """Whether a value is one of some (not one of them, if negated)."""
-
-    value: Value
-    choices: tuple[Quantity | Word, ...]
-    negated: bool
-    at: int
-
-    @property
-    def text(self) -> str:
-        """The condition as it is read."""
-        choices = ", ".join(choice.text for choice in self.choices)
-        return f"{self.value.text} {'not in' if self.negated else 'in'} [{choices}]"
-
-
-@dataclass(frozen=True)
-class Not:
-    """True where the part is not."""
-
-    part: Condition
-    at: int
-
-
-@dataclass(frozen=True)
-class Every:
-    """True where all parts are (and)."""
-
-    parts: tuple[Condition, ...]
-    at: int
-
-
-@dataclass(frozen=True)
-class Some:
-    """True where any part is (or)."""
-
-    parts: tuple[Condition, ...]
-    at: int
-
-
-Condition = Comparison | Among | Not | Every | Some
 
 
 def parse_where(text: str, *, place: str = "--where") -> Condition:
@@ -147,31 +54,6 @@ def parse_all(texts: Sequence[str], *, place: str = "--where") -> Condition | No
     """Return the condition that all texts hold, None if there is none."""
     parts = tuple(parse_where(text, place=place) for text in texts)
     return parts[0] if len(parts) == 1 else Every(parts, 1) if parts else None
-
-
-def conjuncts(condition: Condition) -> tuple[Condition, ...]:
-    """Return the conditions that all must hold for this one to hold."""
-    return condition.parts if isinstance(condition, Every) else (condition,)
-
-
-def names_in(node: Condition | Value) -> dict[str, Name]:
-    """Return the names that a condition speaks of, each where it is spoken of first."""
-    if isinstance(node, Name):
-        return {node.name: node}
-    if isinstance(node, (Quantity, Word)):
-        return {}
-    inner: tuple[Condition | Value | None, ...]
-    if isinstance(node, (Comparison, Arithmetic)):
-        inner = (node.left, node.right)
-    elif isinstance(node, Among):
-        inner = (node.value,)
-    else:
-        inner = (node.part,) if isinstance(node, Not) else node.parts
-    found: dict[str, Name] = {}
-    for part in inner:
-        if part is not None:
-            found = names_in(part) | found
-    return dict(sorted(found.items(), key=lambda item: item[1].at))
 
 
 @dataclass(frozen=True)
@@ -343,7 +225,8 @@ class _Parser:
             if not self._take(")"):
                 raise self._wrong("must be ) or an operator")
             return inner
-        if here.kind == "end" or here.kind == "sign" or here.text in ("and", "or", "not", "in") and here.kind == "word":
+        operators = here.kind == "word" and here.text in ("and", "or", "not", "in")
+        if operators or here.kind in ("end", "sign"):
             raise self._wrong("must be a name, a number or a text in quotes")
         self._next += 1
         if here.kind == "number":

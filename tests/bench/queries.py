@@ -1,161 +1,213 @@
 """How fast questions to a study of 20,000 trials are answered, and what asking costs a search that is running.
 
-The study is made by bulk insertion into Optuna's own tables: 10 searched parameters, 2 objectives and 3 attributes a
-trial (the result with its stages and a learning curve of 10 epochs, the run, and a note of the user's).
+The search is its store alone: a trial is asked for, told and followed by a pause in which workers would train. Windows
+with and without readers take turns, so that a machine that grows busier does so on both sides. CPU seconds are given
+beside the wall clock, which busy neighbours lengthen.
+
+Readers are started by `run` as `python -m tests.bench.queries URL STUDY SECONDS RESULT_FILE`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from datetime import datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
-import sqlalchemy
-from optuna.distributions import CategoricalDistribution, distribution_to_json
-from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
-from optuna.trial import TrialState
 
-from metasearch.records import EpochReport, StageResult, TrialResult
+from metasearch.errors import StorageError
+from metasearch.records import TrialResult
 from metasearch.report.database import open_database
-from metasearch.report.queries import trials_frame
+from metasearch.report.queries import best, trials_frame
+from metasearch.report.where import parse_where
+from metasearch.search.ledger import Ledger, Proposal
+from metasearch.search.samplers import make_sampler
 from metasearch.search.space import load_space
-from metasearch.search.store import FAILURE, RESULT, RUN, create_study, load_study, open_storage
-from tests.bench.sides import Verdict, conditions, print_table
+from metasearch.search.store import create_study, load_study, open_storage
+from tests.bench.large_study import TRIALS, make_study
+from tests.bench.sides import REPOSITORY, Verdict, conditions, print_table
 from tests.fakes import describe
 
-TRIALS, QUICK_TRIALS = 20_000, 500
-EPOCHS = 10
-FAILED_EVERY = 50
-SEARCHED = (
-    "student.family",
-    "student.depth",
-    "batch_size",
-    "optimizer",
-    "weight_decay",
-    "alpha",
-    "temperature",
-    "student.width",
-    "learning_rate.peak",
-    "pruning_ratio.final",
-)
-FIXED = {"learning_rate.kind": "one_cycle", "pruning_ratio.kind": "cubic", "quantize": "int8", "loss": "kd"}
-REPORTS = [
-    asdict(EpochReport("distill", epoch, EPOCHS, 2.0 / epoch, 0.7 * epoch / EPOCHS, 400_000, 0.01, 4.0, 0.3))
-    for epoch in range(1, EPOCHS + 1)
-]
-CURVE = f'"curve": {json.dumps(REPORTS)}'
-"""One for all: making 20,000 of them takes longer than all else."""
-BATCH = 5000
-STARTED = datetime(2026, 1, 2, 3, 4, 5)
-
+QUICK_TRIALS = 500
+REPEATS = 5
 BEST_S, HELP_S, FRAME_S = 1.0, 0.4, 2.5
-"""Targets, in seconds: `best --where --json` and `--help` with start-up, and the frame of all trials."""
+"""Targets in seconds: `best --where --json` and `--help` with start-up, and the frame of all trials."""
+QUERY = "model_bytes <= 50kB and student.width < 20 and not student.family = 'mlp'"
 READERS, DISTURBED = 4, 0.10
 """Readers at one query a second each, and the share by which they may slow a search down."""
-QUERY = 'model_bytes <= 50kB and student.width < 20 and not student.family = "mlp"'
+WINDOW_S, QUICK_WINDOW_S, WINDOWS, PAUSE_S = 10.0, 1.0, 6, 0.05
+
+Seconds = tuple[float, float]
+"""By the wall clock, and of CPU."""
 
 
-def make_study(url: str, name: str = "large", *, trials: int = TRIALS, seed: int = 0) -> RDBStorage:
-    """Make a study of many finished trials, one in FAILED_EVERY failed; accuracy grows with bytes, with noise."""
-    storage = open_storage(url, create=True)
-    description = replace(describe(Path("/nowhere"), trials=trials), space=load_space("distill_compress").text)
-    study = create_study(storage, name, description)
-    rng = np.random.default_rng(seed)
-    distributions = load_space("distill_compress").distributions()
-    texts = {path: distribution_to_json(distributions[path]) for path in SEARCHED}
-    columns = {path: _sample(distributions[path], trials, rng) for path in SEARCHED}
-    noise = rng.random((trials, 3))
-    with storage.engine.begin() as connection:
-        first = connection.execute(sqlalchemy.select(sqlalchemy.func.max(models.TrialModel.trial_id))).scalar() or 0
-        for start in range(0, trials, BATCH):
-            rows: dict[Any, list[dict[str, Any]]] = {}
-            for number in range(start, min(start + BATCH, trials)):
-                config = {path: values[number] for path, values in columns.items()}
-                for model, row in _rows(study._study_id, first + 1 + number, number, config, distributions, texts, noise):
-                    rows.setdefault(model, []).append(row)
-            for model, batch in rows.items():
-                connection.execute(model.__table__.insert(), batch)
-        if connection.dialect.name == "postgresql":
-            connection.execute(sqlalchemy.text("SELECT setval('trials_trial_id_seq', (SELECT max(trial_id) FROM trials))"))
-    return storage
-
-
-def _sample(distribution: Any, count: int, rng: np.random.Generator) -> list[Any]:
-    """Return values as a trial has them."""
-    if isinstance(distribution, CategoricalDistribution):
-        return [distribution.choices[index] for index in rng.integers(len(distribution.choices), size=count)]
-    if distribution.log:
-        return [float(value) for value in np.exp(rng.uniform(np.log(distribution.low), np.log(distribution.high), count))]
-    if distribution.step is None:
-        return [float(value) for value in rng.uniform(distribution.low, distribution.high, count)]
-    steps = rng.integers(round((distribution.high - distribution.low) / distribution.step) + 1, size=count)
-    kind = type(distribution.low)
-    return [kind(round(distribution.low + step * distribution.step, 9)) for step in steps.tolist()]
-
-
-def _rows(
-    study: int, each: int, number: int, config: dict[str, Any], distributions: dict[str, Any], texts: dict[str, str], noise: Any
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield the rows of one trial, each with the table that it belongs in."""
-    started = STARTED + timedelta(seconds=3 * number)
-    failed = number % FAILED_EVERY == FAILED_EVERY - 1
-    state = TrialState.FAIL if failed else TrialState.COMPLETE
-    yield (
-        models.TrialModel,
-        {
-            "trial_id": each,
-            "number": number,
-            "study_id": study,
-            "state": state,
-            "datetime_start": started,
-            "datetime_complete": started + timedelta(seconds=5),
-        },
+def run(*, quick: bool) -> Verdict:
+    """Measure all of it and print two tables."""
+    before = conditions()
+    trials, repeats = (QUICK_TRIALS, 1) if quick else (TRIALS, REPEATS)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        url = f"sqlite:///{folder}/large.db"
+        made = _timed(lambda: make_study(url, trials=trials))
+        commands = {
+            "best --where --json": (["best", "large", "--where", QUERY, "--json"], BEST_S),
+            "--help": (["--help"], HELP_S),
+            "best --help": (["best", "--help"], HELP_S),
+        }
+        found: dict[str, tuple[Seconds, float | None]] = {"make the study": (made, None)}
+        for name, (arguments, target) in commands.items():
+            found[name] = _median([_command(arguments, url) for _ in range(repeats)]), target
+        frames = [_timed(lambda: trials_frame(open_database(url), "large")) for _ in range(repeats)]
+        found["frame of all trials"] = _median(frames), FRAME_S
+        study = load_study(open_storage(url), "large")
+        found["Optuna's get_trials"] = _timed(lambda: study.get_trials(deepcopy=False)), None
+        still, read = _disturbance(folder, QUICK_WINDOW_S if quick else WINDOW_S)
+    rows = [
+        (name, f"{wall:.2f}", f"{cpu:.2f}", "" if target is None else f"{target:.1f}")
+        for name, ((wall, cpu), target) in found.items()
+    ]
+    notes = [before, f"{trials} trials; medians of {repeats}; {QUERY}"]
+    print_table("Questions to a large study, seconds", ("", "wall", "CPU", "target"), rows, notes)
+    names = {"trials": "trials a minute", "p99_ms": "99th percentile of a trial's writes, ms", "locked": "lock errors"}
+    shown = [(names[key], f"{still[key]:.1f}", f"{read[key]:.1f}") for key in names]
+    notes = [f"{READERS} readers, {read['queries']:.0f} queries, {WINDOWS} windows each, in turns; SQLite"]
+    print_table("A search that is read", ("", "alone", "with readers"), shown, notes)
+    fast = all(target is None or wall <= target for (wall, _), target in found.values())
+    calm = (
+        read["trials"] >= (1 - DISTURBED) * still["trials"]
+        and read["p99_ms"] <= (1 + DISTURBED) * still["p99_ms"]
+        and not read["locked"]
     )
-    for path, value in config.items():
-        distribution = distributions[path]
-        row = {"trial_id": each, "param_name": path, "param_value": distribution.to_internal_repr(value)}
-        yield models.TrialParamModel, row | {"distribution_json": texts[path]}
-    run = {"node": f"node-{number % 4}", "pid": 1, "started": 3.0 * number, "ended": 3.0 * number + 4.5, "seed": number}
-    attributes: dict[str, Any] = {RUN: run, "note": f"batch {number // 1000}"}
-    if failed:
-        attributes[FAILURE] = {"reason": "diverged", "message": "loss nan"}
-    else:
-        result = _result({**FIXED, **config}, number, noise[number])
-        attributes[RESULT] = result.to_json().replace('"curve": []', CURVE)
-        for index, metric in enumerate(("val_accuracy", "model_bytes")):
-            row = {"trial_id": each, "objective": index, "value": result.metrics[metric]}
-            yield models.TrialValueModel, row | {"value_type": models.TrialValueModel.TrialValueType.FINITE}
-    for key, attribute in attributes.items():
-        yield models.TrialUserAttributeModel, {"trial_id": each, "key": key, "value_json": json.dumps(attribute)}
-
-
-def _result(config: dict[str, Any], number: int, noise: Any) -> TrialResult:
-    size = 300.0 * config["student.width"] ** 2 * config["student.depth"] * (1.2 - config["pruning_ratio.final"])
-    accuracy = float(1 - 1 / (1 + np.log1p(size) / 4) - 0.1 * noise[0])
-    metrics = {
-        "val_accuracy": accuracy,
-        "val_ece": float(0.1 * noise[1]),
-        "teacher_agreement": accuracy,
-        "parameters": round(size),
-        "macs": round(40 * size),
-        "model_bytes": round(1.1 * size),
-        "train_seconds": float(3 + noise[2]),
-    }
-    stages = tuple(
-        StageResult(stage, 1.0 + float(noise[2]), {"val_accuracy": accuracy - loss, "model_bytes": 4.0 * round(size)})
-        for stage, loss in (("distill", 0.0), ("prune", 0.02), ("quantize", 0.005))
+    text = (
+        f"best {found['best --where --json'][0][0]:.2f} s, frame {found['frame of all trials'][0][0]:.2f} s; readers "
     )
-    return TrialResult(config, number, metrics, stages, (), {"width": config["student.width"]})
+    text += f"{read['trials'] / still['trials'] - 1:+.0%} trials, {read['p99_ms'] / still['p99_ms'] - 1:+.0%} p99"
+    return Verdict("queries", None if quick else fast and calm, text)
+
+
+def _timed(call: Callable[[], Any]) -> Seconds:
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _command(arguments: list[str], url: str) -> Seconds:
+    """Run the program; raise subprocess.CalledProcessError if it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "metasearch", *arguments],
+        check=True,
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"METASEARCH_STORAGE": url},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - started, cpu
+
+
+def _median(times: list[Seconds]) -> Seconds:
+    return statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times)
+
+
+def _disturbance(folder: str, window_s: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Return trials a minute, latency, queries and lock errors of a search alone, and of one that is read."""
+    url = f"sqlite:///{folder}/busy.db"
+    description = describe(Path(folder), trials=1_000_000)
+    study = create_study(open_storage(url, create=True), "busy", description)
+    study.sampler = make_sampler("random", seed=0, trials_so_far=0)  # whose proposals cost the same at any length
+    rng = np.random.default_rng(0)
+    space = load_space("quick")
+    ledger = Ledger(
+        study,
+        lambda trial: Proposal(space.suggest(trial)),
+        target=description.trials,
+        seed=0,
+        objectives=tuple(description.objectives),
+    )
+    ends: dict[bool, dict[str, float]] = {}
+    latencies: dict[bool, list[float]] = {False: [], True: []}
+    _search(ledger, rng, 1.0)  # imports and caches
+    for window in range(2 * WINDOWS):
+        reading = window % 4 in (1, 2)  # in such turns a steady drift falls on both sides alike
+        readers = _readers(url, window_s, Path(folder) / "readers.json") if reading else None
+        latencies[reading] += _search(ledger, rng, window_s)
+        if readers is not None:
+            readers.wait()
+            counted = json.loads((Path(folder) / "readers.json").read_text(encoding="utf-8"))
+            total = ends.setdefault(True, {"queries": 0, "locked": 0})
+            for key in total:
+                total[key] += counted[key]
+    sides = []
+    for reading in (False, True):
+        measured = {
+            "trials": len(latencies[reading]) / (WINDOWS * window_s / 60),
+            "p99_ms": 1000 * float(np.percentile(latencies[reading], 99)),
+        }
+        sides.append(measured | ends.get(reading, {"queries": 0, "locked": 0}))
+    return sides[0], sides[1]
+
+
+def _search(ledger: Ledger, rng: np.random.Generator, seconds: float) -> list[float]:
+    """Run trials of no work for so long; return what the writes of each took, in seconds."""
+    latencies = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        started = time.perf_counter()
+        number, proposal, seed = ledger.ask()
+        metrics = {"val_accuracy": float(rng.random()), "model_bytes": float(rng.integers(1000, 90_000))}
+        ledger.tell_result(number, TrialResult(dict(proposal.config), seed, metrics), {"node": "here", "seed": seed})
+        latencies.append(time.perf_counter() - started)
+        time.sleep(PAUSE_S)
+    return latencies
+
+
+def _readers(url: str, seconds: float, result: Path) -> subprocess.Popen[bytes]:
+    """Start the readers; return once they have begun."""
+    command = [sys.executable, "-m", "tests.bench.queries", url, "busy", str(seconds), str(result)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def main() -> None:
+    """Ask for the best trials, once a second from each of some threads, until the time is over."""
+    url, study, seconds, result = sys.argv[1:]
+    counted = {"queries": 0, "locked": 0}
+    condition = parse_where("model_bytes <= 50kB")
+    lock = threading.Lock()
+    print("ready", flush=True)
+    end = time.monotonic() + float(seconds)
+
+    def ask() -> None:
+        while (started := time.monotonic()) < end:
+            locked = 0
+            try:
+                best(open_database(url), study, where=condition)
+            except StorageError:
+                locked = 1
+            with lock:
+                counted["queries"] += 1
+                counted["locked"] += locked
+            time.sleep(max(0.0, min(started + 1.0, end) - time.monotonic()))
+
+    threads = [threading.Thread(target=ask) for _ in range(READERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    Path(result).write_text(json.dumps(counted), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The frame of trials by SQL is that of Optuna's own classes, on SQLite and PostgreSQL, and reading disturbs nothing."""
+"""The frame by SQL is that of Optuna's own classes, on SQLite and PostgreSQL, and reading disturbs nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metasearch.report.frames import as_array, read_table
 from metasearch.report.heads import study_head, study_heads
 from metasearch.report.rows import Wanted
 from metasearch.search.store import FAILURE, LOST, RESULT, RUN, create_study, load_study, open_storage
-from tests.bench.queries import make_study
+from tests.bench.large_study import make_study
 from tests.fakes import describe, finished_study
 
 
@@ -37,7 +37,7 @@ def both_ways(url: str, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     database = open_database(url)
     slow = replace(database, known=False)
     frames = [read_table(way, study_head(way, name)).frame() for way in (database, slow)]
-    by_sql, by_optuna = (frame[sorted(frame)] for frame in frames)
+    by_sql, by_optuna = (frame.sort_index(axis=1) for frame in frames)
     return by_sql, by_optuna
 
 
@@ -98,7 +98,9 @@ def result(**metrics: float) -> TrialResult:
     stages = (StageResult("distill", 1.5, {"val_accuracy": 0.5}), StageResult("prune", 2.5, {"model_bytes": 9.0}))
     curve = tuple(EpochReport("distill", epoch, 3, 1.0, 0.5, 10, 0.1, 4.0, 0.5) for epoch in (1, 2, 3))
     trap = {', "stages": [': ', "curve": ', "n": '", "epochs": '}
-    return TrialResult({"trap": '", "curve": [', **trap}, 7, metrics, stages, curve, {"text": '"epochs": 4', "more": trap})
+    return TrialResult(
+        {"trap": '", "curve": [', **trap}, 7, metrics, stages, curve, {"text": '"epochs": 4', "more": trap}
+    )
 
 
 def test_a_result_is_cut_off_where_its_stages_and_curve_begin(url: str, tmp_path: Path) -> None:
@@ -170,6 +172,12 @@ def test_reading_cannot_write(url: str) -> None:
     odd_study(url)
     with pytest.raises(StorageError, match=r"read-?only"), open_database(url).snapshot() as select:
         select("DELETE FROM trials")
+
+
+def test_a_database_is_shown_without_its_url(url: str) -> None:
+    odd_study(url)
+    assert url.rsplit("/", 1)[0] not in repr(open_database(url))
+    assert "canary" not in repr(open_database(url))
 
 
 def test_answers_of_one_snapshot_are_of_one_moment(url: str) -> None:

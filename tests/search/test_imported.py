@@ -13,8 +13,9 @@ from optuna.storages import RDBStorage
 
 from metasearch.errors import InputError
 from metasearch.report.database import open_database
-from metasearch.report.queries import best_frame, studies_frame, trials_frame
+from metasearch.report.queries import best_frame, trials_frame
 from metasearch.report.status import status_of
+from metasearch.report.studies import studies_frame
 from metasearch.search import imported
 from metasearch.search.garbage import collect
 from metasearch.search.imported import import_priors, imported_prior

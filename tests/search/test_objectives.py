@@ -48,7 +48,10 @@ def test_quantity_is_in_base_units(text: str, value: float) -> None:
     ("text", "message"),
     [
         ("25KB", "quantity: has an unknown unit (did you mean kB?), got 'KB'"),
-        ("25 lightyears", "quantity: has an unknown unit (known: k, M, G, B, kB, MB, GB, ms, s, m, h, %), got 'lightyears'"),
+        (
+            "25 lightyears",
+            "quantity: has an unknown unit (known: k, M, G, B, kB, MB, GB, ms, s, m, h, %), got 'lightyears'",
+        ),
         ("small", "quantity: must be a number and a unit, such as 25kB, got 'small'"),
         ("", "quantity: must be a number and a unit, such as 25kB, got ''"),
         ("1e999", "quantity: must be a finite number, got '1e999'"),
