@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe by the DevTools protocol: what a page logs, requests, holds and looks like."""
+"""A headless Chromium, driven over a pipe by the DevTools protocol: what a page logs, requests and looks like."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-TIMEOUT_S = 120.0
+TIMEOUT_S = 60.0
 
 
 def program() -> str | None:
@@ -27,7 +27,7 @@ def program() -> str | None:
 
 @dataclass
 class Browser:
-    """One page of a browser. messages: what the page logged, threw or was refused; requests: the addresses asked for."""
+    """One page of a browser. messages: what it logged, threw or was refused; requests: the addresses asked for."""
 
     process: subprocess.Popen[bytes]
     to_browser: int

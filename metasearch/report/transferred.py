@@ -71,7 +71,7 @@ def transferred(
     """Return what a study took from its prior studies. against: a study of the same task without any.
 
     simulate: whether trials saved are counted against simulated searches where nothing is to be compared with, which
-    takes longer than all else; without either, or without priors, none are. tell: hears of prior studies that are no more.
+    takes longer than all else; without either, none are. tell: hears of prior studies that are no more.
     Raises NotFoundError if no trial is complete yet, InputError for a study to compare with that is of another task,
     or not without priors.
     """

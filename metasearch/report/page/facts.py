@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from metasearch.errors import InfeasibleError
 from metasearch.report.database import Database
+from metasearch.report.finals import controls_frame
 from metasearch.report.frames import Table
 from metasearch.report.fronts import costs_of, front_rows
 from metasearch.report.heads import Head, find_head, study_head
-from metasearch.report.queries import best, controls_frame, trials_table
+from metasearch.report.queries import best, trials_table
 from metasearch.report.rows import Wanted, read_rows
 from metasearch.report.tables import records_of
 from metasearch.search.names import CONTROLS, FAILURE, LATENCY, RUN, TEACHER

@@ -123,7 +123,7 @@ COLORS: dict[str, tuple[str, str]] = {
 darkened where they stand on white."""
 
 STYLES: dict[str, Style] = {
-    "trial": Style("grey", opacity=0.45, size=6, width=1),
+    "trial": Style("grey", opacity=0.55, size=6, width=1),
     "infeasible": Style("grey", "cross", opacity=0.45, size=7),
     "front": Style("blue", size=10),
     "final": Style("green", "diamond", size=13),
@@ -131,7 +131,7 @@ STYLES: dict[str, Style] = {
     "alone": Style("vermillion", "rect", size=10),
     "teacher": Style("purple", "diamond", size=14, dash="dashed"),
     "limit": Style("ink", dash="dotted"),
-    "faint": Style("grey", opacity=0.25, width=1),
+    "faint": Style("grey", opacity=0.4, width=1),
     "pruned": Style("yellow", "triangle", opacity=0.85),
     "failed": Style("vermillion", "cross", opacity=0.9),
     "cells": Style("blue"),
@@ -161,7 +161,7 @@ WORDS = {
     "test_accuracy": "test accuracy",
     "teacher_agreement": "agreement with the teacher",
     "parameters": "parameters",
-    "macs": "multiply-accumulates",
+    "macs": "MACs",
     "model_bytes": "stored bytes",
     "latency_ms": "latency, one image",
     "train_seconds": "training seconds",

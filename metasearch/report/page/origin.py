@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from metasearch.report.page.facts import Facts
 from metasearch.report.page.figure import IN_TURN, Axis, Figure, Series, TextTable, words
-from metasearch.report.tables import HEADINGS, teacher_text
-from metasearch.report.transferred import Transferred, region_text
+from metasearch.report.tables import HEADINGS, metric_text, teacher_text
 from metasearch.search.space import parse_space
-from metasearch.transfer.regions import IDLE
+
+if TYPE_CHECKING:
+    from metasearch.report.transferred import Transferred
 
 STATE_WORDS = {
     "COMPLETE": "complete",
@@ -127,8 +128,6 @@ def front_table(facts: Facts, *, most: int = 40) -> TextTable:
 
 def cell_text(name: str, value: Any) -> str:
     """Return a metric as people read it; a number of another program's with five digits."""
-    from metasearch.report.tables import metric_text
-
     if name in HEADINGS:
         return metric_text(name, value)
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
@@ -162,6 +161,9 @@ def belief_figure(facts: Facts, found: Transferred) -> Figure | None:
 
 def transfer_tables(found: Transferred) -> list[TextTable]:
     """Return which prior studies were right, where the good regions are shared, and the trials saved."""
+    from metasearch.report.transferred import region_text
+    from metasearch.transfer.regions import IDLE
+
     tables = []
     if found.agreements:
         objectives = list(dict.fromkeys(a.objective for a in found.agreements))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metasearch.report.fronts import costs_of, front_rows
+from metasearch.report.fronts import costs_of
 from metasearch.report.page.facts import Facts
 from metasearch.report.page.figure import IN_TURN, UNITS, Axis, Figure, Series
-from metasearch.transfer.hypervolume import Hypervolume
 
 Floats = NDArray[np.float64]
 RAYS = 4096
@@ -92,6 +92,8 @@ def cumulative_volumes(costs: Floats) -> Floats:
         return np.asarray(np.maximum(0, 1 - np.minimum.accumulate(costs[:, 0])), np.float64)
     if objectives == 2:
         return _staircase(costs)
+    from metasearch.transfer.hypervolume import Hypervolume  # brings scipy.stats, a second of a page's time
+
     measure = Hypervolume.of(np.ones(objectives), np.ones(objectives), count=RAYS)
     best, volumes = np.zeros(RAYS), np.zeros(count)
     for n in range(count):
@@ -101,15 +103,20 @@ def cumulative_volumes(costs: Floats) -> Floats:
 
 
 def _staircase(costs: Floats) -> Floats:
-    """Return the exact area step by step; only a point of the front so far is worth a sum."""
-    front, volumes, volume = np.empty((0, 2)), np.zeros(len(costs)), 0.0
-    for n, cost in enumerate(costs):
-        if not np.any(np.all(front <= cost, axis=1)):
-            front = np.vstack([front, cost])
-            front = front[sorted(front_rows(front), key=lambda row: front[row, 0])]
-            ends = np.append(front[1:, 0], 1.0)
-            widths = np.maximum(0, np.minimum(ends, 1.0) - front[:, 0])
-            volume = float(np.sum(widths * np.maximum(0, 1.0 - front[:, 1])))
+    """Return the exact area step by step. The front so far is kept by its first cost, so that its second falls."""
+    volumes, volume = np.zeros(len(costs)), 0.0
+    first: list[float] = []
+    second: list[float] = []
+    for n, (a, b) in enumerate(costs.tolist()):
+        place = bisect_right(first, a)
+        if place == 0 or second[place - 1] > b:
+            start = bisect_left(first, a)
+            end = start
+            while end < len(first) and second[end] >= b:
+                end += 1
+            first[start:end], second[start:end] = [a], [b]
+            ends = [*first[1:], 1.0]
+            volume = sum(max(0.0, x - left) * max(0.0, 1.0 - y) for left, x, y in zip(first, ends, second, strict=True))
         volumes[n] = volume
     return volumes
 

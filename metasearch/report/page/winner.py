@@ -97,9 +97,9 @@ def metrics_table(facts: Facts, metrics: Mapping[str, Any]) -> TextTable:
         if name == "test_accuracy" and metrics.get("test_seeds"):
             spread = f" ± {metrics['test_std']:.4f}" if metrics.get("test_std") is not None else ""
             text += f"{spread}, {metrics['test_seeds']} seeds"
-        number_spread = facts.latencies.get(facts.table.cells["number"][facts.front[0]])
-        if name == "latency_ms" and number_spread:
-            text += f" ± {number_spread[1] / 2:.4f}"
+        latency = facts.latencies.get(facts.table.cells["number"][facts.front[0]])
+        if name == "latency_ms" and latency:
+            text = f"{latency[0]:.4f} ± {latency[1] / 2:.4f} ms"
         rows.append((words(name), text, metric_text(name, teacher.get(name))))
     return TextTable(("", "winner", "teacher"), tuple(rows), numeric=frozenset({1, 2}))
 

@@ -3,7 +3,7 @@
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const MOST_NUMBERS = 1000, PRINTED_WIDTH = 660, PRINTED_PIXELS = 3;
+  const MOST_NUMBERS = 1000, PRINTED_WIDTH = 640, PRINTED_PIXELS = 3;
   const charts = new Map();
   let printing = false;
 
@@ -75,7 +75,7 @@
       if (side === "y") option.nameLocation = "start";
       option.axisLabel = { color: ink(), width: 120, overflow: "truncate", hideOverlap: true };
       if (cells && side === "x") option.axisLabel = { color: ink(), rotate: 45, width: 70, overflow: "truncate", interval: 0 };
-      if (cells && side === "x") option.nameGap = 58;
+      if (cells && side === "x") option.nameGap = 26 + 5 * Math.min(9, Math.max(...option.data.map((name) => name.length)));
       if (side === "x" && !cells) option.jitter = 24;
       return option;
     }
@@ -106,7 +106,7 @@
   }
   function seriesOptions(series, place, figure) {
     const style = look(series);
-    const base = { name: series.name, itemStyle: { color: style.color, opacity: style.opacity }, id: `s${place}` };
+    const base = { progressive: 0, name: series.name, itemStyle: { color: style.color, opacity: style.opacity }, id: `s${place}` };
     const points = () => series.x.map((x, index) => [x, series.y[index]]);
     if (series.mark === "points") {
       const found = [Object.assign(base, { type: "scatter", data: points(), symbol: style.symbol, symbolSize: style.size,
@@ -134,11 +134,23 @@
             shape: { x: start[0], y: start[1] - height / 2, width: Math.max(end[0] - start[0], 1), height } };
         } })];
     }
-    const shares = series.value || [];
-    return [{ name: series.name, id: `s${place}`, type: "heatmap", emphasis: { disabled: true },
-      data: series.x.map((x, index) => ({ value: [x, series.y[index], shares[index]],
-        label: { color: shares[index] > 0.5 ? (dark.matches && !printing ? "#000" : "#fff") : ink() } })),
-      label: { show: (figure.x.categories || []).length <= 20, fontSize: 11, formatter: (item) => series.text[item.dataIndex] } }];
+    // not ECharts' own heat map, which draws in a later frame: too late for a printer
+    const shares = series.value || [], texts = (figure.x.categories || []).length <= 20;
+    return [Object.assign(base, { type: "custom", encode: { x: 0, y: 1 }, clip: true,
+      data: series.x.map((x, index) => [x, series.y[index]]),
+      renderItem: (params, api) => {
+        const share = shares[params.dataIndex], middle = api.coord([api.value(0), api.value(1)]);
+        const [width, height] = api.size([1, 1]);
+        const fill = mixed(ground(), color("blue"), 0.08 + 0.92 * share);
+        return { type: "rect", style: { fill }, shape: { x: middle[0] - width / 2, y: middle[1] - height / 2, width, height },
+          textConfig: { position: "inside" },
+          textContent: texts ? { type: "text", style: { text: series.text[params.dataIndex], fontSize: 11,
+            fill: share > 0.5 ? (dark.matches && !printing ? "#000" : "#fff") : ink() } } : undefined };
+      } })];
+  }
+  function mixed(from, to, share) {
+    const part = (text, at) => parseInt(text.slice(at, at + 2), 16);
+    return `rgb(${[1, 3, 5].map((at) => Math.round(part(from, at) + share * (part(to, at) - part(from, at)))).join(",")})`;
   }
   function errorBars(series, style, place) {
     return { name: series.name, id: `e${place}`, type: "custom", silent: true, z: 3, encode: { x: [0, 1], y: 2 },
@@ -213,7 +225,6 @@
     });
     (figure.levels || []).forEach((level, place) => { options.push(levelOption(level, place)); origin.push(null); });
     const names = [...new Set([...(figure.series || []), ...(figure.levels || [])].map((one) => one.name))];
-    const cells = (figure.series || []).some((series) => series.mark === "cells");
     const legend = names.length > 1;
     return [{
       animation: false,
@@ -225,7 +236,6 @@
         outerBoundsMode: "same", outerBoundsContain: "all" },
       xAxis: axisOption(figure.x, "x", figure),
       yAxis: axisOption(figure.y, "y", figure),
-      visualMap: cells ? { show: false, min: 0, max: 1, dimension: 2, inRange: { color: [ground(), color("blue")] } } : undefined,
       tooltip: tooltip((item) => {
         const series = origin[item.seriesIndex];
         return series && item.dataIndex !== undefined ? said(figure, series, item.dataIndex) : null;
@@ -244,11 +254,11 @@
     const lines = (front) => figure.rows.map((row, index) => [row, index]).filter(([, index]) => figure.front[index] === front);
     const series = (name, front, style) => {
       const own = lines(front);
-      return [{ name, type: "parallel", data: own.map(([row]) => row.map((cell) => (cell === undefined || cell === null ? "-" : cell))),
+      return [{ name, type: "parallel", progressive: 0, data: own.map(([row]) => row.map((cell) => (cell === undefined || cell === null ? "-" : cell))),
         inactiveOpacity: 0.03, lineStyle: { color: color(style.color), opacity: style.opacity, width: style.width }, z: front ? 3 : 2 },
       own.map(([, index]) => index)];
     };
-    const [others, otherRows] = series("trials", false, { color: "grey", opacity: 0.25, width: 1 });
+    const [others, otherRows] = series("trials", false, { color: "grey", opacity: 0.4, width: 1 });
     const [front, frontRows] = series("front", true, { color: "blue", opacity: 0.85, width: 2 });
     const rows = [otherRows, frontRows];
     return [{
@@ -292,7 +302,9 @@
     const previous = charts.get(box);
     if (previous) previous.chart.dispose();
     fit(box, figure);
-    const size = printing ? { width: figure.wide ? PRINTED_WIDTH : PRINTED_WIDTH / 2 - 24, devicePixelRatio: PRINTED_PIXELS } : undefined;
+    const half = !figure.wide && !box.closest(".columns");
+    const size = printing ? { width: half ? PRINTED_WIDTH / 2 - 36 : PRINTED_WIDTH - 24, devicePixelRatio: PRINTED_PIXELS,
+      height: parseInt(box.style.height, 10) || (half ? 210 : 300) } : undefined;
     const chart = echarts.init(box, null, size);
     const width = size ? size.width : box.clientWidth;
     const [option, origin] = figure.kind === "parallel" ? parallelOption(figure) : figureOption(figure, width);
