@@ -1,9 +1,8 @@
 """metasearch: find the small network to ship.
 
-`launch` and `resume` drive a search; `best`, `trials`, `studies`, `compare` and `importance`
-answer with pandas frames; `run_pipeline` and
-`run_configuration` run one configuration without a search. Names are imported when they are used, so that importing
-the package loads neither torch nor ray.
+`launch` and `resume` drive a search; `best`, `trials`, `studies`, `compare` and `importance` answer with pandas frames;
+`run_pipeline` and `run_configuration` run one configuration without a search. Names are imported when they are used, so
+that importing the package loads neither torch nor ray.
 """
 
 from __future__ import annotations

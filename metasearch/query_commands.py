@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from metasearch.report.database import Database
     from metasearch.report.queries import Best
 
+MOST_ROWS = 1000
+"""Of a table for people: laying out 20,000 takes longer than reading them."""
+
 Where = Annotated[
     list[str] | None,
     typer.Option(
@@ -83,9 +86,11 @@ def trials(
         from metasearch.report.output import print_frame
         from metasearch.report.tables import trials_columns
 
-        print_frame(trials_columns(table.frame()))
+        print_frame(trials_columns(table.take(range(min(len(table), MOST_ROWS))).frame()))
         if not len(table):
             _tell(f"no trial of {study} is so")
+        if len(table) > MOST_ROWS:
+            _tell(f"and {len(table) - MOST_ROWS} more; --where and --top choose, --csv and --json show all")
 
 
 def studies(as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None, storage: StorageUrl = None) -> None:

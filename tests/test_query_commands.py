@@ -85,6 +85,15 @@ def test_no_trial_that_is_so_is_an_empty_list(metasearch: Run, url: str) -> None
     assert (code, err) == (0, "no trial of ten is so\n")
 
 
+def test_a_long_table_ends_with_how_many_more_there_are(
+    metasearch: Run, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metasearch.query_commands.MOST_ROWS", 4)
+    code, out, err = metasearch("trials", "ten", "--storage", url)
+    assert (code, err) == (0, "and 6 more; --where and --top choose, --csv and --json show all\n")
+    assert [line.split()[0] for line in out.splitlines() if "COMPLETE" in line] == ["0", "1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("query", "code", "words"),
     [

@@ -90,7 +90,8 @@ def distances(condition: Condition, columns: Columns, count: int) -> Floats:
         case Comparison(sign, left, right):
             a, b = both_sides(sign, left, right, columns, "")
             if a.kind == b.kind == NUMBER:
-                far = np.abs(a.values - b.values) / np.maximum(np.abs(b.values), 1e-12)
+                with np.errstate(all="ignore"):  # infinities
+                    far = np.abs(a.values - b.values) / np.maximum(np.abs(b.values), 1e-12)
             else:
                 far = np.where(is_known(a.values) & is_known(b.values), 1.0, np.inf)
         case Among(value, choices):

@@ -58,8 +58,8 @@ def unit_of(name: str) -> str | None:
 
 def both_sides(sign: str, left: Value, right: Value, columns: Columns, place: str) -> tuple[Evaluated, Evaluated]:
     """Return both sides, a quantity in the unit of the other side; raise where they cannot be compared."""
-    own = _unit(left, columns)
-    unit = own if own is not None else _unit(right, columns)
+    own = _unit(left)
+    unit = own if own is not None else _unit(right)
     a = _evaluate(left, columns, unit, right.text, place)
     b = _evaluate(right, columns, unit, left.text, place)
     if {a.kind, b.kind} == {TIME, TEXT}:
@@ -74,13 +74,13 @@ def both_sides(sign: str, left: Value, right: Value, columns: Columns, place: st
     return a, b
 
 
-def _unit(node: Value, columns: Columns) -> str | None:
+def _unit(node: Value) -> str | None:
     """Return the unit that a value brings with it; None for a plain number, as what is reckoned from shares is."""
     if isinstance(node, Name):
         return unit_of(node.name)
     if not isinstance(node, Arithmetic):
         return None
-    left, right = (None if side is None else _unit(side, columns) for side in (node.left, node.right))
+    left, right = (None if side is None else _unit(side) for side in (node.left, node.right))
     if node.operator == "/" and right is not None:
         return None
     unit = left if left is not None else right
@@ -106,7 +106,7 @@ def _evaluate(node: Value, columns: Columns, unit: str | None, beside: str, plac
     numbers = [np.asarray(np.nan if side.kind == MISSING else side.values, float) for side in sides]
     with np.errstate(all="ignore"):
         values = ARITHMETIC[node.operator](*(numbers if len(numbers) == 2 else [0.0, *numbers]))
-    return Evaluated(values, NUMBER, _unit(node, columns))
+    return Evaluated(values, NUMBER, _unit(node))
 
 
 def compared(sign: str, a: Evaluated, b: Evaluated) -> Any:
@@ -137,6 +137,7 @@ def _column(values: Array) -> tuple[Array, str]:
 
 
 def kind_of(value: Any) -> str:
+    """Return the kind of one cell; lists and mappings are of none that can be compared, MIXED."""
     if value is None or value != value:
         return MISSING
     if isinstance(value, (bool, np.bool_)):
@@ -178,4 +179,5 @@ def value_at(values: Any, row: int) -> Any:
 
 
 def shown(value: Any) -> str:
+    """Return one cell as a message has it."""
     return f"{value:g}" if kind_of(value) == NUMBER else repr(value.item() if isinstance(value, np.generic) else value)

@@ -306,6 +306,14 @@ def test_a_miss_is_told_with_its_amount(text: str, row: int, words: list[str]) -
     assert misses(parse_where(text), COLUMNS, len(FRAME), row) == words
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinities_are_compared_without_a_warning() -> None:
+    columns = {"x": np.array([np.inf, -np.inf, np.nan, 1.0]), "y": np.array([np.inf, 1.0, 1.0, 0.0])}
+    condition = parse_where("x < y and x / y > 2")
+    assert matches(condition, columns, 4).tolist() == [False] * 4
+    assert not np.isnan(distances(condition, columns, 4)).any()
+
+
 def test_a_missing_value_is_infinitely_far_and_relative_excess_counts() -> None:
     far = distances(parse_where("model_bytes <= 10kB and latency_ms <= 1"), COLUMNS, len(FRAME))
     assert far[:3].tolist() == pytest.approx([0, 1, 5])
