@@ -61,6 +61,13 @@ class Browser:
             raise RuntimeError(json.dumps(found["exceptionDetails"]))
         return found["result"].get("value")
 
+    def evaluate_as_page(self, expression: str) -> Any:
+        """Return an expression's value, None where it throws; evaluation inside of it obeys the page's policy."""
+        found = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, allowUnsafeEvalBlockedByCSP=False
+        )
+        return None if "exceptionDetails" in found else found["result"].get("value")
+
     def open(self, page: Path) -> float:
         """Open a report and wait until every figure is drawn; return the seconds that took."""
         started = time.monotonic()

@@ -133,6 +133,7 @@ LIGHT = [
     "metasearch",
     "metasearch.cli",
     "metasearch.report.queries",
+    "metasearch.report.page.render",
     "metasearch.search.store",
     "metasearch.search.priors",
     "metasearch.tasks",

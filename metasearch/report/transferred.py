@@ -173,7 +173,7 @@ def _print_regions(out: Console, found: Transferred) -> None:
             here = [region for region in regions.regions if region.study == found.study]
             others = [region for region in regions.regions if region.study != found.study]
             shown = region_text(here[0]) if here else ""
-            table.add_row(regions.parameter, Text(shown), Text(_regions_text(others, regions.verdict)), regions.verdict)
+            table.add_row(regions.parameter, Text(shown), Text(regions_text(others, regions.verdict)), regions.verdict)
         out.print(table)
     for verdict, text in ((IDLE, "does not matter, or no more than by chance"), ("", "too few trials to tell")):
         names = [regions.parameter for regions in found.regions if regions.verdict == verdict]
@@ -193,7 +193,7 @@ def _range_text(low: Any, high: Any) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def _regions_text(regions: Sequence[Region], verdict: str) -> str:
+def regions_text(regions: Sequence[Region], verdict: str) -> str:
     """Return the regions of several studies in a few words: their span, or the two that are farthest apart."""
     if not regions:
         return ""

@@ -161,7 +161,7 @@ def belief_figure(facts: Facts, found: Transferred) -> Figure | None:
 
 def transfer_tables(found: Transferred) -> list[TextTable]:
     """Return which prior studies were right, where the good regions are shared, and the trials saved."""
-    from metasearch.report.transferred import region_text
+    from metasearch.report.transferred import region_text, regions_text
     from metasearch.transfer.regions import IDLE
 
     tables = []
@@ -180,8 +180,8 @@ def transfer_tables(found: Transferred) -> list[TextTable]:
         regions_rows = []
         for regions in told:
             here = [region_text(region) for region in regions.regions if region.study == found.study]
-            there = [region_text(region) for region in regions.regions if region.study != found.study]
-            regions_rows.append((regions.parameter, "; ".join(here), "; ".join(there), regions.verdict))
+            there = regions_text([region for region in regions.regions if region.study != found.study], regions.verdict)
+            regions_rows.append((regions.parameter, "; ".join(here), there, regions.verdict))
         caption = "where the best fifth of the trials lie: the middle half of numbers, the commonest choice"
         tables.append(TextTable(("parameter", "here", "in prior studies", "verdict"), tuple(regions_rows), caption))
     if found.saved:

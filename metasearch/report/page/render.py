@@ -32,16 +32,17 @@ def write_page(report: Report, folder: Path) -> Path:
 
     Raises InputError where it cannot be written.
     """
-    path = folder / PAGE
-    temporary = folder / f".{PAGE}.{os.getpid()}"
+    page = render_page(report)
+    path, temporary = folder / PAGE, folder / f".{PAGE}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(render_page(report), encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(page, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError("--html", f"must be a folder that can be written ({error.strerror})", str(folder)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

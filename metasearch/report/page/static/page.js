@@ -91,7 +91,8 @@
     }
     option.type = "value";
     option.scale = !bars;
-    if (bars && side === "x") { option.min = 0; option.max = high > 0 ? (axis.unit === "count" ? null : "dataMax") : 1; }
+    if (bars && side === "x") { option.min = 0; option.max = high > 0 ? undefined : 1; }
+    if (axis.unit === "share" && !bars && high > 0.9 && high <= 1) option.max = 1;
     const lines = (figure.series || []).every((series) => series.mark === "line" || series.mark === "steps");
     if (lines && side === "x" && high > low) { option.min = low > 0 && low < high / 4 ? 0 : low; option.max = high; }
     return option;
