@@ -51,6 +51,7 @@ from metasearch.flags import (
 from metasearch.meta_command import meta_train
 from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
+from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
 from metasearch.transfer_command import transfer
 
@@ -72,7 +73,7 @@ spaces_app = typer.Typer(invoke_without_command=True, help="Search spaces.")
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(spaces_app, name="spaces")
 app.add_typer(priors_app, name="priors")
-for reading in (best, studies, trials, compare, importance, transfer):
+for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
 

@@ -23,6 +23,8 @@ def test_the_wheel_holds_search_spaces_and_cluster_files(tmp_path: Path) -> None
         assert files
         assert {f"metasearch/{folder}/{name}" for name in files} <= names
     assert {"metasearch/cli.py", "metasearch/transfer/builtin.parquet"} <= names
+    page = "metasearch/report/page"
+    assert {f"{page}/templates/page.html", f"{page}/static/echarts.min.js", f"{page}/static/echarts-LICENSE"} <= names
     assert not any(name.startswith("tests/") for name in names)
 
 

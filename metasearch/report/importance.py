@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -39,12 +39,19 @@ class _Given(Study):
 
 
 def importances(
-    database: Database, name: str, *, objective: str | None = None, evaluator: str = "ped-anova", seed: int = 0
+    database: Database,
+    name: str,
+    *,
+    objective: str | None = None,
+    evaluator: str = "ped-anova",
+    seed: int = 0,
+    ids: Collection[int] | None = None,
 ) -> dict[str, float]:
     """Return each searched parameter's share of the importance for an objective, largest first; they sum to 1.
 
     evaluator: ped-anova (Watanabe et al., 2023: what the best tenth has in common) or fanova (Hutter et al., 2014: the
-    share of the variance). seed: of fANOVA's forest. Infeasible trials count too: they were measured all the same.
+    share of the variance). seed: of fANOVA's forest. ids: Optuna's, of the trials to look at, where not at all.
+    Infeasible trials count too: they were measured all the same.
     Raises InputError for an unknown objective or evaluator, NotFoundError below two complete trials.
     """
     head = study_head(database, name)
@@ -54,7 +61,7 @@ def importances(
         raise InputError("--objective", rule, target)
     if evaluator not in EVALUATORS:
         raise InputError("--evaluator", f"must be one of {', '.join(EVALUATORS)}", evaluator)
-    trials = complete_trials(database, head)
+    trials = complete_trials(database, head, ids)
     if len(trials) < 2:
         raise NotFoundError(f"study {name}: {len(trials)} complete trials; importance needs two")
     if evaluator == "fanova" and len(trials) > MOST_FOR_FANOVA:
@@ -86,9 +93,9 @@ def importance_frame(
     return pd.DataFrame(list(found.items()), columns=["parameter", "importance"])
 
 
-def complete_trials(database: Database, head: Head) -> list[FrozenTrial]:
-    """Return a study's complete trials as Optuna has them, with parameters, distributions and values alone."""
-    wanted = Wanted(states=("COMPLETE",), attributes=(), stages=False, constraints=False)
+def complete_trials(database: Database, head: Head, ids: Collection[int] | None = None) -> list[FrozenTrial]:
+    """Return a study's complete trials, or those of these ids, as Optuna has them, with parameters and values alone."""
+    wanted = Wanted(states=("COMPLETE",), ids=ids, attributes=(), stages=False, constraints=False)
     rows = read_rows(database, head, wanted)
     known = {text: json_to_distribution(text) for text in set(rows.distributions)}
     parameters: dict[int, dict[str, Any]] = {each: {} for each, *_ in rows.trials}

@@ -61,12 +61,19 @@ class Transferred:
 
 
 def transferred(
-    storage: RDBStorage, name: str, *, against: str | None = None, tell: Callable[[str], None] = lambda line: None
+    storage: RDBStorage,
+    name: str,
+    *,
+    against: str | None = None,
+    simulate: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Transferred:
     """Return what a study took from its prior studies. against: a study of the same task without any.
 
-    Without either, no trials saved are counted. tell: hears of prior studies that are no more. Raises NotFoundError if
-    no trial is complete yet, InputError for a study to compare with that is of another task, or not without priors.
+    simulate: whether trials saved are counted against simulated searches where nothing is to be compared with, which
+    takes longer than all else; without either, none are. tell: hears of prior studies that are no more.
+    Raises NotFoundError if no trial is complete yet, InputError for a study to compare with that is of another task,
+    or not without priors.
     """
     study = load_study(storage, name)
     description = description_of(study)
@@ -84,7 +91,7 @@ def transferred(
         weights=weights_over_trials(trials, knowledge),
         agreements=agreements(trials, knowledge),
         regions=good_regions([*known, own], knowledge.distributions),
-        saved=trials_saved(trials, knowledge, against=cold) if known or cold is not None else (),
+        saved=trials_saved(trials, knowledge, against=cold) if (known and simulate) or cold is not None else (),
         against=against or "",
     )
 
@@ -165,8 +172,8 @@ def _print_regions(out: Console, found: Transferred) -> None:
         for regions in told:
             here = [region for region in regions.regions if region.study == found.study]
             others = [region for region in regions.regions if region.study != found.study]
-            shown = _region_text(here[0]) if here else ""
-            table.add_row(regions.parameter, Text(shown), Text(_regions_text(others, regions.verdict)), regions.verdict)
+            shown = region_text(here[0]) if here else ""
+            table.add_row(regions.parameter, Text(shown), Text(regions_text(others, regions.verdict)), regions.verdict)
         out.print(table)
     for verdict, text in ((IDLE, "does not matter, or no more than by chance"), ("", "too few trials to tell")):
         names = [regions.parameter for regions in found.regions if regions.verdict == verdict]
@@ -175,7 +182,8 @@ def _print_regions(out: Console, found: Transferred) -> None:
     out.print()
 
 
-def _region_text(region: Region) -> str:
+def region_text(region: Region) -> str:
+    """Return a study's good region in a few words."""
     if region.share is not None:
         return f"{region.choice} {region.share:.0%} of {region.trials}"
     return _range_text(region.low, region.high)
@@ -185,7 +193,7 @@ def _range_text(low: Any, high: Any) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def _regions_text(regions: Sequence[Region], verdict: str) -> str:
+def regions_text(regions: Sequence[Region], verdict: str) -> str:
     """Return the regions of several studies in a few words: their span, or the two that are farthest apart."""
     if not regions:
         return ""
@@ -194,7 +202,7 @@ def _regions_text(regions: Sequence[Region], verdict: str) -> str:
         return ", ".join(f"{choice} in {count}" for choice, count in counted.most_common())
     first, last = min(regions, key=lambda r: r.high), max(regions, key=lambda r: r.low)
     if verdict == DIFFERS and first is not last:
-        return "\n".join(f"{_region_text(region)} ({region.study})" for region in (first, last))
+        return "\n".join(f"{region_text(region)} ({region.study})" for region in (first, last))
     return _range_text(min(r.low for r in regions), max(r.high for r in regions))
 
 

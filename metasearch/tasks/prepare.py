@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from metasearch.errors import InputError, StorageError
+from metasearch.errors import InputError, NotFoundError, StorageError
 from metasearch.folders import cache_folder
 from metasearch.tasks.families import is_domain, load_member, parse_member
 from metasearch.tasks.prepared import (
@@ -41,8 +41,10 @@ from metasearch.tasks.unlabelled import Candidates, find_candidates, identify, k
 USUAL_SHIFT = 1 / 16
 
 
-def load_task(source: TaskSource | str) -> Task:
+def load_task(source: TaskSource | str, *, prepare: bool = True) -> Task:
     """Return the task that a source describes, from the cache where it was prepared before.
+
+    prepare: whether one that is not in the cache is prepared now; if not, it is a NotFoundError.
 
     Missing splits are made, stratified by class: 1/6 of everything as test, then 1/6 of train, at most 10,000, as
     validation. With max_train, train is cut to it and validation to max(max_train // 2, 500), both balanced over the
@@ -52,6 +54,8 @@ def load_task(source: TaskSource | str) -> Task:
     """
     source = TaskSource(source) if isinstance(source, str) else source
     if source.text.startswith(PYTHON_PREFIX):
+        if not prepare:
+            raise NotFoundError(f"{source.text}: a function makes this task anew; it is not in the cache")
         return _with_options(source, call_task_function(source.text.removeprefix(PYTHON_PREFIX)))
     if is_domain(source.text):
         (domain,) = load_member(parse_member(source.text), source)
@@ -68,7 +72,11 @@ def load_task(source: TaskSource | str) -> Task:
     except PermissionError as error:
         raise InputError(source.text, f"cannot be read ({error})") from error
     folder = cache_folder() / "tasks" / key
-    prepared = read_prepared(folder) or _prepare(folder, source, kind, request, files)
+    prepared = read_prepared(folder)
+    if prepared is None:
+        if not prepare:
+            raise NotFoundError(f"{source.text}: is not prepared on this machine")
+        prepared = _prepare(folder, source, kind, request, files)
     shape = tuple(prepared.splits["train"].inputs.shape[1:])
     return Task(
         name=source.text,
