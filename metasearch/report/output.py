@@ -12,8 +12,10 @@ from rich.text import Text
 
 from metasearch.parameters import PARAMETERS, POLICIES
 from metasearch.records import METRICS
-from metasearch.report.tables import controls_table, front_table, plain_table, teacher_text
+from metasearch.report.tables import controls_table, front_table, plain_table, start_lines, teacher_text
 
+MEASURED = ("test_std", "test_seeds", "initialised", "start_gain", "start_better", "start_pairs")
+"""What stands among a student's metrics beside METRICS."""
 PIPE_WIDTH = 120
 """Columns of a table that goes into a file or a pipe, where there is no terminal to ask."""
 
@@ -30,6 +32,8 @@ def print_front(name: str, frame: pd.DataFrame, controls: pd.DataFrame, teacher:
                 style="yellow",
             )
     out.print(front_table(frame))
+    for line in start_lines(frame):
+        out.print(line, highlight=False, soft_wrap=True)
     if not controls.empty:
         out.print(controls_table(controls))
 
@@ -47,6 +51,6 @@ def front_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
         params = {
             k: v for k, v in known.items() if k in PARAMETERS or any(k == p or k.startswith(f"{p}.") for p in POLICIES)
         }
-        metrics = {k: v for k, v in known.items() if k in METRICS or k in {"test_std", "test_seeds", "initialised"}}
+        metrics = {k: v for k, v in known.items() if k in METRICS or k in MEASURED}
         records.append({"number": row["number"], "params": params, "metrics": metrics})
     return records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -77,8 +77,9 @@ def best_frame(
     """Return the Pareto front of the complete trials that satisfy the study's constraints and `where`, a row a trial.
 
     sort: a metric, best first; by default the first objective. Where the final runs are done, test_accuracy is their
-    mean over seeds, with test_std and test_seeds, and latency_ms the serial measurement. Raises InfeasibleError naming
-    the nearest trials if none satisfies the constraints, InputError for an unknown metric.
+    mean over seeds, with test_std and test_seeds, and latency_ms the serial measurement; start_gain is by how much it is
+    above that from random weights, all else equal, in the mean of start_pairs seeds, in start_better of them above it.
+    Raises InfeasibleError naming the nearest trials if none satisfies the constraints, InputError for an unknown metric.
     """
     study = load_study(storage, name)
     description = description_of(study)
@@ -169,24 +170,38 @@ def _companion_trials(storage: RDBStorage, name: str) -> list[FrozenTrial]:
 
 
 def _final_results(storage: RDBStorage, name: str) -> dict[int, dict[str, Any]]:
-    """Return, for each trial with final runs, the mean and spread of its test accuracy; and latencies."""
-    accuracies: dict[int, list[float]] = {}
+    """Return, for each trial with final runs, mean and spread of its test accuracy, its start's gain; and latencies."""
+    found: dict[str, dict[int, dict[int, float]]] = {"final": {}, "random": {}}
     for trial in _companion_trials(storage, name):
-        if trial.state == TrialState.COMPLETE and trial.user_attrs[ROLE]["role"] == "final":
-            accuracies.setdefault(trial.user_attrs[ROLE]["of"], []).append(_result(trial).metrics["test_accuracy"])
-    results: dict[int, dict[str, Any]] = {
-        number: {
+        if trial.state == TrialState.COMPLETE and (role := trial.user_attrs[ROLE])["role"] in found:
+            by_seed = found[role["role"]].setdefault(role["of"], {})
+            by_seed[role["seed"]] = _result(trial).metrics["test_accuracy"]
+    results: dict[int, dict[str, Any]] = {}
+    for number, accuracies in found["final"].items():
+        values = list(accuracies.values())
+        results[number] = {
             "test_accuracy": statistics.mean(values),
             "test_std": statistics.stdev(values) if len(values) > 1 else None,
             "test_seeds": len(values),
+            **start_gain(accuracies, found["random"].get(number, {})),
         }
-        for number, values in accuracies.items()
-    }
     if study_exists(storage, name + CONTROLS):
         measured = load_study(storage, name + CONTROLS).user_attrs.get("latency", {})
         for number, latency in measured.items():
             results.setdefault(int(number), {})["latency_ms"] = latency["median_ms"]
     return results
+
+
+def start_gain(learned: Mapping[int, float], random: Mapping[int, float]) -> dict[str, float | int]:
+    """Return what a start gains over random weights on the seeds that both have, nothing where there is none.
+
+    learned, random: test accuracy by seed.
+    """
+    gains = [accuracy - random[seed] for seed, accuracy in learned.items() if seed in random]
+    if not gains:
+        return {}
+    better = sum(gain > 0 for gain in gains)
+    return {"start_gain": statistics.mean(gains), "start_better": better, "start_pairs": len(gains)}
 
 
 def _violation(limit: Constraint, row: dict[str, Any]) -> float:
