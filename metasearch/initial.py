@@ -33,7 +33,7 @@ TEACHER_SLICE, PRIOR_STUDENT = "teacher_slice", "prior_student"
 MISSING = {
     TEACHER_SLICE: f"needs a teacher whose weights are open: a network of {', '.join(FAMILIES)}",
     PRIOR_STUDENT: "needs --init-from STUDY or FILE",
-    **{name: f"needs --meta FILE, which `metasearch meta-train FAMILY --method {name}` makes" for name in META_INITS},
+    **dict.fromkeys(META_INITS, "needs a --meta FILE of this method, which `metasearch meta-train` makes"),
 }
 """What an initialisation needs, where it is not there."""
 

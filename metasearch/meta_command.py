@@ -114,13 +114,14 @@ def _initialisation(
         from metasearch.tasks import load_task
 
         task = load_task(target)  # before hours of training, not after
-    artefact = make_artefact(request, progress=partial(_progress, tell), tell=tell)
+    artefact = make_artefact(request, progress=partial(_progress, tell, "accuracy", 1), tell=tell)
     found = {
         "method": request.method,
         "student": request.student,
         "family": request.family,
         "file": str(artefact.path),
         "gain": artefact.record["gain"],
+        "held_out": artefact.record["domains"]["test"],
     }
     if task is None:
         return found
@@ -143,7 +144,7 @@ def _policy(request: PolicyRequest, tell: Callable[[str], None]) -> dict[str, An
     """Make the policy network; return what is said of it."""
     from metasearch.meta.policy_making import make_policy_network
 
-    path, network = make_policy_network(request, progress=partial(_progress, tell), tell=tell)
+    path, network = make_policy_network(request, progress=partial(_progress, tell, "loss", -1), tell=tell)
     return {
         "method": POLICY_METHOD,
         "student": request.student,
@@ -165,7 +166,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     else:
         from metasearch.meta.held_out import Gain
 
-        lines = [f"{found['method']} on held-out domains: {Gain(**gain).text()}"]
+        lines = [f"{found['method']} on the held-out {', '.join(found['held_out'])}: {Gain(**gain).text()}"]
     if "target" in found:
         target = found["target"]
         for name in ("meta_learned", "random"):
@@ -174,10 +175,11 @@ def _lines(found: dict[str, Any]) -> list[str]:
     return [*lines, found["file"]]
 
 
-def _progress(tell: Callable[[str], None], report: MetaProgress) -> None:
+def _progress(tell: Callable[[str], None], measure: str, sign: int, report: MetaProgress) -> None:
+    """Tell of a validation. measure: of the validation domains; sign: -1 where it is the smaller the better."""
     tell(
         f"step {report.step}/{report.steps}: outer loss {report.train_loss:.4f}, "
-        f"on validation domains {report.value:.4f}, best {report.best:.4f}"
+        f"{measure} on validation domains {sign * report.value:.4f}, best {sign * report.best:.4f}"
     )
 
 

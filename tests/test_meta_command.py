@@ -7,12 +7,21 @@ import pytest
 import torch
 
 from metasearch.meta.policy_network import load_policy_network
-from metasearch.models.weights import load_weights
+from metasearch.models.weights import load_weights, read_meta
 from tests.command_line import Run
 
 FAMILY = "digits@classes:3"
 SMALL = ("--student", "mlp:width=3,depth=1", "--ways", "3", "--shots", "2", "--inner-steps", "2")
 QUICK = (*SMALL, "--steps", "10", "--judged", "4")
+SPACE = """
+objectives: [val_accuracy, model_bytes]
+policies: {student.width: 3}
+parameters:
+  student.family: mlp
+  student.depth: 1
+  student.init: {choices: [random, protonet]}
+  epochs: 1
+"""
 
 
 def test_an_initialisation_is_made_and_its_gain_told(metasearch: Run, tmp_path: Path) -> None:
@@ -22,13 +31,37 @@ def test_an_initialisation_is_made_and_its_gain_told(metasearch: Run, tmp_path: 
     found = json.loads(out)
     assert (found["method"], found["file"]) == ("protonet", str(file))
     assert found["gain"]["episodes"] == 4
+    assert found["held_out"] == ["digits@classes:3#6..9"]
     assert "step 10/10: outer loss" in err
+    assert "accuracy on validation domains" in err
     load_weights(file)
     code, out, err = metasearch("meta-train", FAMILY, "--method", "protonet", *QUICK)
     assert code == 0
     assert "found in the cache" in err
-    assert "against" in out
+    assert out.startswith("protonet on the held-out digits@classes:3#6..9: ")
     assert "from random weights" in out
+
+
+def test_a_search_on_what_a_start_has_learned_from_is_told_so(metasearch: Run, tmp_path: Path) -> None:
+    file = tmp_path / "start.safetensors"
+    assert metasearch("meta-train", FAMILY, "--method", "protonet", *QUICK, "--to", str(file))[0] == 0
+    learned = read_meta(file)["domains"]["train"][0]
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE)
+    for task, told in ((learned, 1), ("digits@classes:3#6..9", 0)):
+        common = (
+            "--space",
+            str(space),
+            "--meta",
+            str(file),
+            "--teacher",
+            "mlp:width=4,depth=1",
+            "--warm-start",
+            "none",
+        )
+        code, _, err = metasearch("launch", task, *common, "--dry-run", "--storage", f"sqlite:///{tmp_path}/s.db")
+        assert code == 0, err
+        assert err.count("has learned from all of") == told
 
 
 def test_the_four_steps_from_teacher_to_target_are_one_command(metasearch: Run) -> None:

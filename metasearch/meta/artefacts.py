@@ -2,7 +2,7 @@
 
     the network's tensors     the initialisation for the task that the file names: `load_weights` reads it
     meta:NAME                 the meta-parameters, from which it is made for any other task, or trained on
-    metadata `meta`           JSON: method, student, settings, family, fingerprint, held-out gain
+    metadata `meta`           JSON: method, student, settings, family, its domains, fingerprint, held-out gain
 
 Files made once per family and student lie in the cache under the digest of all that they depend on. Like every weights
 file they are safetensors, which hold numbers and nothing that could run.
@@ -31,7 +31,7 @@ from metasearch.models.weights import BESIDE, META, read_tensors, save_weights
 from metasearch.tasks import Task
 from metasearch.tasks.domains import DomainSplit
 
-VERSION = 1
+VERSION = 2
 """Part of every digest: changes with what meta-training computes."""
 STUDENT_SHOTS = 20
 """The most examples of a class from which a student is initialised; BatchNorm's statistics gain little from more."""

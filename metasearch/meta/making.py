@@ -251,6 +251,7 @@ def _meta_trained(
         "method": request.method,
         "fingerprint": described["family"],
         "family": request.family,
+        "domains": {part: [domain.name for domain in getattr(domains, part)] for part, _ in PARTS},
         "gain": gain.record(),
         "best_step": found.step,
         "history": [(step, value) for step, _, value in found.history],

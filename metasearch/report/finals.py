@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,25 +26,38 @@ def controls_frame(database: Database, name: str) -> pd.DataFrame:
 
 
 def final_results(database: Database, head: Head) -> dict[int, dict[str, Any]]:
-    """Return, for each trial with final runs, the mean and spread of its test accuracy; and latencies."""
+    """Return, for each trial with final runs, mean and spread of its test accuracy, its start's gain; and latencies."""
     companion = find_head(database, head.name + CONTROLS) if head.description else None
     if companion is None:
         return {}
-    accuracies: dict[int, list[float]] = {}
+    by_role: dict[str, dict[int, dict[int, float]]] = {"final": {}, "random": {}}
     for run in _companion_runs(companion, database):
-        if run["role"] == "final":
-            accuracies.setdefault(run["of"], []).append(run["test_accuracy"])
-    results: dict[int, dict[str, Any]] = {
-        number: {
+        if run["role"] in by_role:
+            by_role[run["role"]].setdefault(run["of"], {})[run["seed"]] = run["test_accuracy"]
+    results: dict[int, dict[str, Any]] = {}
+    for number, accuracies in by_role["final"].items():
+        values = list(accuracies.values())
+        results[number] = {
             "test_accuracy": statistics.mean(values),
             "test_std": statistics.stdev(values) if len(values) > 1 else None,
             "test_seeds": len(values),
+            **start_gain(accuracies, by_role["random"].get(number, {})),
         }
-        for number, values in accuracies.items()
-    }
     for number, latency in (companion.attributes.get(LATENCY) or {}).items():
         results.setdefault(int(number), {})["latency_ms"] = latency["median_ms"]
     return results
+
+
+def start_gain(learned: Mapping[int, float], random: Mapping[int, float]) -> dict[str, float | int]:
+    """Return what a start gains over random weights on the seeds that both have, nothing where there is none.
+
+    learned, random: test accuracy by seed.
+    """
+    gains = [accuracy - random[seed] for seed, accuracy in learned.items() if seed in random]
+    if not gains:
+        return {}
+    better = sum(gain > 0 for gain in gains)
+    return {"start_gain": statistics.mean(gains), "start_better": better, "start_pairs": len(gains)}
 
 
 def _companion_runs(companion: Head | None, database: Database) -> list[dict[str, Any]]:

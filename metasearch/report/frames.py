@@ -33,7 +33,7 @@ RUN_COLUMNS = ("seed", "node", "seconds")
 LAST = ("feasible", *RUN_COLUMNS, "started", "completed", "duration", "epochs_run", "failure")
 INITIALISED = "initialised"
 """The share of a student's parameters that it had from what it started from."""
-FINAL = ("test_std", "test_seeds")
+FINAL = ("test_std", "test_seeds", "start_gain", "start_better", "start_pairs")
 """Columns beside the metrics of a trial whose final runs are done."""
 
 Cells = dict[str, list[Any]]

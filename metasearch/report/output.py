@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from metasearch.errors import NotFoundError, StorageError
-from metasearch.report.tables import controls_table, front_table, plain_table, teacher_text
+from metasearch.report.tables import controls_table, front_table, plain_table, start_lines, teacher_text
 
 PIPE_WIDTH = 120
 """Columns of a table that goes into a file or a pipe, where there is no terminal to ask."""
@@ -35,6 +35,8 @@ def print_front(
                 style="yellow",
             )
     out.print(front_table(frame) if "student.family" in frame else plain_table(frame.dropna(axis=1, how="all")))
+    for line in start_lines(frame):
+        out.print(line, highlight=False, soft_wrap=True)
     if not controls.empty:
         out.print(controls_table(controls))
 

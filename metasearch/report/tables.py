@@ -90,6 +90,17 @@ def start_text(row: dict[str, Any]) -> str:
     return f" from {init}" + ("" if share is None or pd.isna(share) else f" ({share:.0%})")
 
 
+def start_lines(frame: pd.DataFrame) -> list[str]:
+    """Return a line for each student of a front whose start was compared with random weights: what it gained."""
+    compared = [row for row in records_of(frame) if not pd.isna(row.get("start_gain"))]
+    return [
+        f"trial {row['number']}: {row['student.init']} against random weights, all else equal: "
+        f"{100 * row['start_gain']:+.1f} points of test accuracy, better in {row['start_better']:.0f} of "
+        f"{row['start_pairs']:.0f} seeds"
+        for row in compared
+    ]
+
+
 def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:
     """Return the table of a front as `best_frame` gives it."""
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)

@@ -2,8 +2,8 @@
 
 For each chosen student of the front: `final` runs it again with fresh seeds and reads the test split; `direct` distils
 an unpruned student of the same family and the nearest MACs with the same budget, if one can be built; `alone` trains
-the same student without the teacher; `random` distils one that had another start from random weights. The companion
-`NAME/controls` is seen by no sampler.
+the same student without the teacher; `random` distils one that had another start from random weights, the best student
+by as many seeds as its gain is told from. The companion `NAME/controls` is seen by no sampler.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ from metasearch.tasks import Task
 
 MOST_CHOSEN = 4
 FINAL_SEEDS = 3
+START_SEEDS = 5
+"""Seeds of the best student and of its like from random weights, where it had another start; paired."""
 WIDEST = 256
 RANDOM_START = {"student.init": "random"}
 
@@ -89,7 +91,7 @@ def companion(
 ) -> Study:
     """Return the companion study, with every final run and control queued that is not in it yet.
 
-    chosen: configuration and metrics of each chosen trial, by number.
+    chosen: configuration and metrics of each chosen trial, by number, the best first.
     """
     name = study.study_name + CONTROLS
     if not study_exists(storage, name):
@@ -101,7 +103,8 @@ def companion(
         if is_finished(trial) or not trial.state.is_finished()  # one that its machine lost is queued again
     }
     for number, (config, metrics) in chosen.items():
-        for role in _roles(number, config, metrics, task, description.seed):
+        pairs = START_SEEDS if number == next(iter(chosen)) else 1
+        for role in _roles(number, config, metrics, task, description.seed, pairs=pairs):
             if _key(role) not in queued:
                 companion_study.enqueue_trial({}, user_attrs={ROLE: role})
     return companion_study
@@ -123,8 +126,12 @@ def _key(role: dict[str, Any]) -> tuple[str, int, int]:
     return role["role"], role["of"], role["seed"]
 
 
-def _roles(number: int, config: Config, metrics: dict[str, float], task: Task, seed: int) -> list[dict[str, Any]]:
-    seeds = [final_seed(seed, index) for index in range(FINAL_SEEDS)]
+def _roles(
+    number: int, config: Config, metrics: dict[str, float], task: Task, seed: int, *, pairs: int
+) -> list[dict[str, Any]]:
+    """Return the runs that a chosen trial asks for. pairs: seeds from random weights, of one that had another start."""
+    pairs = pairs if config.get("student.init", "random") != "random" else 0
+    seeds = [final_seed(seed, index) for index in range(max(FINAL_SEEDS, pairs))]
     roles = [{"role": "final", "of": number, "seed": s, "config": config} for s in seeds]
     without_pruning = {
         path: value for path, value in config.items() if not path.startswith(("pruning_ratio", "student.width"))
@@ -138,9 +145,8 @@ def _roles(number: int, config: Config, metrics: dict[str, float], task: Task, s
         start = RANDOM_START if config.get("student.init") == "teacher_slice" else {}
         alone = config | {"alpha": 0.0} | start | _as_many_steps(config, task)
         roles.append({"role": "alone", "of": number, "seed": seeds[0], "config": alone})
-    if config.get("student.init", "random") != "random":
-        roles.append({"role": "random", "of": number, "seed": seeds[0], "config": config | RANDOM_START})
-    return roles
+    random = config | RANDOM_START
+    return roles + [{"role": "random", "of": number, "seed": s, "config": random} for s in seeds[:pairs]]
 
 
 def _as_many_steps(config: Config, task: Task) -> Config:

@@ -240,7 +240,7 @@ class _Search:
             self.storage,
             self.study,
             self.description,
-            {n: (r.config, dict(r.metrics)) for n, r in configs.items()},
+            {n: (configs[n].config, dict(configs[n].metrics)) for n in chosen},
             task,
         )
         books = self._ledger(runs, None, None)

@@ -25,7 +25,7 @@ MOST_DRAWN = 1000
 """Configurations drawn until one has the family that is tried; the rarest choice of a space comes more often."""
 
 Narrowed = tuple[Space, list[str]]
-"""A space without some choices, and a line for each of them."""
+"""A space without some choices, and a line for each reason with the choices that it rules out."""
 
 
 def possible_with_task(space: Space, task: Task) -> Narrowed:
@@ -178,5 +178,8 @@ def _reachable(setting: Setting, by_path: Mapping[str, Setting]) -> bool:
 
 
 def _without(space: Space, path: str, reasons: Mapping[Value, str]) -> Narrowed:
-    lines = [f"{path} leaves out {value}: {rule}" for value, rule in reasons.items()]
+    of_rule: dict[str, list[str]] = {}
+    for value, rule in reasons.items():
+        of_rule.setdefault(rule, []).append(str(value))
+    lines = [f"{path} leaves out {', '.join(values)}: {rule}" for rule, values in of_rule.items()]
     return (space.without({path: reasons}) if reasons else space), lines

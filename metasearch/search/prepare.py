@@ -18,6 +18,7 @@ from metasearch.errors import InputError, StorageError
 from metasearch.folders import home_folder
 from metasearch.initial import PRIOR_STUDENT, TEACHER_SLICE, load_source, meta_files
 from metasearch.meta.policy_network import PolicyNetwork, load_policy_network
+from metasearch.models.weights import read_meta
 from metasearch.parameters import POLICY_METHOD
 from metasearch.records import Config
 from metasearch.run import check_alike
@@ -91,6 +92,11 @@ def prepare_study(
     if options.decided != Decided():
         asked = decided_space(storage, asked, options.decided, tell=tell)
     initial = initial_files(lambda: storage, options.init_from, options.meta)
+    for path in initial.values():
+        if options.source.text in read_meta(path).get("domains", {}).get("train", ()):
+            tell(
+                f"{path}: has learned from all of {options.source.text}, its test split too: its gain there is no gain"
+            )
     joint = None if options.joint is None else joint_source(options.joint, task)
     space, _ = possible_with_task(asked, task)
     space, _ = possible_with_source(space, there=joint is not None)

@@ -12,6 +12,7 @@ import sys
 from tests.bench import (
     distillation,
     episodes,
+    few_shot,
     omniglot,
     overhead,
     policy_network,
@@ -33,6 +34,7 @@ STUDIES = {
     "distillation": distillation.run,
     "unlabelled": unlabelled.run,
     "pruning": pruning.run,
+    "few_shot": few_shot.run,
     "policy_network": policy_network.run,
     "sinusoid": sinusoid.run,
     "omniglot": omniglot.run,

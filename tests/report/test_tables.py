@@ -3,9 +3,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from metasearch.report.tables import student_text, teacher_text
+from metasearch.report.finals import start_gain
+from metasearch.report.tables import start_lines, student_text, teacher_text
 
 STUDENT = {"student.family": "convnet", "student.width": 8, "student.depth": 3, "quantize": "int8"}
 
@@ -34,6 +36,18 @@ STUDENT = {"student.family": "convnet", "student.width": 8, "student.depth": 3, 
 )
 def test_a_student_is_named_by_what_was_done_to_it(row: dict[str, Any], text: str) -> None:
     assert student_text(STUDENT | row) == text
+
+
+def test_a_starts_gain_is_told_over_the_seeds_that_both_have() -> None:
+    gain = start_gain({1: 0.9, 2: 0.8, 3: 0.7}, {1: 0.6, 3: 0.75, 4: 0.1})
+    assert gain["start_gain"] == pytest.approx((0.3 - 0.05) / 2)
+    assert start_gain({1: 0.9}, {}) == {}
+    rows = [{"number": 4, "student.init": "protonet", **gain}, {"number": 5, "student.init": "random"}]
+    assert start_lines(pd.DataFrame(rows)) == [
+        "trial 4: protonet against random weights, all else equal: +12.5 points of test accuracy, "
+        "better in 1 of 2 seeds"
+    ]
+    assert start_lines(pd.DataFrame(rows[1:])) == []
 
 
 def test_a_teacher_of_unknown_size_is_named_without_it() -> None:

@@ -17,6 +17,7 @@ from metasearch.measure import count_macs
 from metasearch.models import NetworkSpec, build_network
 from metasearch.search.controls import (
     FINAL_SEEDS,
+    START_SEEDS,
     choose,
     companion,
     final_seed,
@@ -104,11 +105,21 @@ def test_a_student_with_a_start_of_its_own_is_compared_with_a_random_one(
 ) -> None:
     config = CONFIG | {"pruning_ratio": 0.0, "student.init": "teacher_slice"}
     found = roles(companion(storage, study, DESCRIPTION, {3: (config, {"macs": 900})}, task))
-    assert [role["role"] for role in found] == ["final"] * FINAL_SEEDS + ["alone", "random"]
-    alone, random = found[-2], found[-1]
+    assert [role["role"] for role in found] == ["final"] * START_SEEDS + ["alone"] + ["random"] * START_SEEDS
+    final, alone, random = found[:START_SEEDS], found[START_SEEDS], found[START_SEEDS + 1 :]
     assert alone["config"] == config | {"alpha": 0.0, "student.init": "random"}  # the teacher's weights are the teacher
-    assert random["config"] == config | {"student.init": "random"}
-    assert random["seed"] == found[0]["seed"]
+    assert all(role["config"] == config | {"student.init": "random"} for role in random)
+    assert [role["seed"] for role in random] == [role["seed"] for role in final]
+
+
+def test_only_the_best_students_start_is_compared_over_several_seeds(
+    storage: RDBStorage, study: Study, task: Task
+) -> None:
+    config = CONFIG | {"alpha": 0.0, "pruning_ratio": 0.0, "student.init": "teacher_slice"}
+    metrics = {"macs": 900.0}
+    found = roles(companion(storage, study, DESCRIPTION, {5: (config, metrics), 3: (config, metrics)}, task))
+    pairs = {of: sum(role["role"] == "random" for role in found if role["of"] == of) for of in (5, 3)}
+    assert pairs == {5: START_SEEDS, 3: 1}
 
 
 def test_a_schedule_that_ends_at_no_pruning_has_no_direct_control(

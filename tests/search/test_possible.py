@@ -124,6 +124,14 @@ def test_starts_that_are_not_to_be_had_are_left_out_and_named() -> None:
     ]
 
 
+def test_starts_that_lack_the_same_are_left_out_in_one_line() -> None:
+    starts = "student.init: {choices: [random, maml, reptile]}\n  student.family: convnet"
+    _, lines = possible_with_initial(space_of(starts), {})
+    assert lines == [
+        "student.init leaves out maml, reptile: needs a --meta FILE of this method, which `metasearch meta-train` makes"
+    ]
+
+
 def test_a_teacher_of_onnx_leaves_the_slice_out_of_the_default_space() -> None:
     source = TeacherSource((TeacherMember("teacher.onnx"),))
     space, lines = possible_with_initial(load_space("distill_compress"), initial_families(source, {}, IMAGES))

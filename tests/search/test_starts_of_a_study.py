@@ -15,6 +15,7 @@ from metasearch.models.weights import save_weights
 from metasearch.report.database import open_database
 from metasearch.report.finals import controls_frame
 from metasearch.report.queries import best_frame
+from metasearch.search.controls import START_SEEDS
 from metasearch.search.launch import Watcher, run_study
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.prepare import Options, prepare_study
@@ -114,11 +115,17 @@ def test_a_search_chooses_among_the_starts_that_it_was_given_and_shows_the_choic
     outcome = run_study(storage, name, resources=Resources(workers=1), watcher=Heard())
     assert outcome.failures == {}
     assert [line for line in lines if "leaves out" in line] == [
-        "student.init leaves out maml: needs --meta FILE, which `metasearch meta-train FAMILY --method maml` makes"
+        "student.init leaves out maml: needs a --meta FILE of this method, which `metasearch meta-train` makes"
     ]
     database = open_database(str(storage.url))
     frame = best_frame(database, name)
     row = frame.iloc[0]
     assert row["student.init"] == "teacher_slice"
     assert row["initialised"] == 1
-    assert "random" in set(controls_frame(database, name)["role"])
+    roles = controls_frame(database, name)
+    best = roles[roles["of"] == row["number"]].set_index("seed")
+    learned, random = (best[best["role"] == role]["test_accuracy"] for role in ("final", "random"))
+    gains = learned - random
+    assert row["start_pairs"] == len(gains) == START_SEEDS
+    assert row["start_gain"] == pytest.approx(gains.mean())
+    assert row["start_better"] == (gains > 0).sum()
