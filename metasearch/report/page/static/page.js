@@ -368,7 +368,7 @@
   });
   let next = 0;
   function drawNext() {  // one after the other, so that the page answers meanwhile
-    if (next < boxes.length) { draw(boxes[next]); watcher.observe(boxes[next]); next += 1; setTimeout(drawNext, 0); }
+    if (next < boxes.length) { setTimeout(drawNext, 0); next += 1; watcher.observe(boxes[next - 1]); draw(boxes[next - 1]); }
     else document.documentElement.dataset.ready = "true";
   }
   drawNext();
