@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.bench import distillation, overhead, pruning, queries, throughput, unlabelled
+from tests.bench import distillation, overhead, pruning, queries, report, throughput, unlabelled
 from tests.bench.transfer import report as transfer
 
-BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run, "queries": queries.run}
+BENCHMARKS = {"overhead": overhead.run, "throughput": throughput.run, "queries": queries.run, "report": report.run}
 STUDIES = {
     "distillation": distillation.run,
     "unlabelled": unlabelled.run,

@@ -87,8 +87,8 @@ class Facts:
 
     @cached_property
     def _measured(self) -> list[bool]:
-        finite: NDArray[np.bool_] = np.isfinite(costs_of(self.table.columns, self.head.directions)).all(axis=1)
-        return [bool(each) for each in finite]
+        finite: NDArray[np.bool_] = np.isfinite(costs_of(self.table.columns, self.head.directions))
+        return [all(row) for row in finite.tolist()]
 
 
 def study_facts(database: Database, name: str, *, index: int = 0, most: int = MOST_DRAWN) -> Facts:

@@ -260,7 +260,7 @@
       own.map(([, index]) => index)];
     };
     const [others, otherRows] = series("trials", false, { color: "grey", opacity: 0.4, width: 1 });
-    const [front, frontRows] = series("front", true, { color: "blue", opacity: 0.85, width: 2 });
+    const [front, frontRows] = series("front", true, { color: "blue", opacity: Math.max(0.2, Math.min(0.85, 25 / lines(true).length)), width: 2 });
     const rows = [otherRows, frontRows];
     return [{
       animation: false,
