@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_S = 60.0
+ON_3_AND_4 = """import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])"""
+"""Starts the browser with its ends of the pipes on descriptors 3 and 4, where it speaks the protocol."""
 
 
 def program() -> str | None:
@@ -139,9 +146,8 @@ def browsing(folder: Path) -> Iterator[Browser]:
     found = program()
     assert found is not None
     (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
-    # the protocol is spoken on descriptors 3 and 4
     command = [
-        *("/bin/sh", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "sh"),
+        *(sys.executable, "-c", ON_3_AND_4, str(their_in), str(their_out)),
         *(found, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"),
         *("--remote-debugging-pipe", f"--user-data-dir={folder}", "--no-first-run", "--disable-background-networking"),
     ]

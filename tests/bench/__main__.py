@@ -18,6 +18,7 @@ from tests.bench import (
     policy_network,
     pruning,
     queries,
+    report,
     sinusoid,
     throughput,
     unlabelled,
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "throughput": throughput.run,
     "episodes": episodes.run,
     "queries": queries.run,
+    "report": report.run,
 }
 STUDIES = {
     "distillation": distillation.run,

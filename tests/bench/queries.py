@@ -64,9 +64,9 @@ def run(*, quick: bool) -> Verdict:
         }
         found: dict[str, tuple[Seconds, float | None]] = {"make the study": (made, None)}
         for name, (arguments, target) in commands.items():
-            found[name] = _median([_command(arguments, url) for _ in range(repeats)]), target
+            found[name] = median_seconds([command_seconds(arguments, url) for _ in range(repeats)]), target
         frames = [_timed(lambda: trials_frame(open_database(url), "large")) for _ in range(repeats)]
-        found["frame of all trials"] = _median(frames), FRAME_S
+        found["frame of all trials"] = median_seconds(frames), FRAME_S
         study = load_study(open_storage(url), "large")
         found["Optuna's get_trials"] = _timed(lambda: study.get_trials(deepcopy=False)), None
         still, read = _disturbance(folder, QUICK_WINDOW_S if quick else WINDOW_S)
@@ -99,7 +99,7 @@ def _timed(call: Callable[[], Any]) -> Seconds:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _command(arguments: list[str], url: str) -> Seconds:
+def command_seconds(arguments: list[str], url: str) -> Seconds:
     """Run the program; raise subprocess.CalledProcessError if it fails."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
@@ -115,7 +115,8 @@ def _command(arguments: list[str], url: str) -> Seconds:
     return time.perf_counter() - started, cpu
 
 
-def _median(times: list[Seconds]) -> Seconds:
+def median_seconds(times: list[Seconds]) -> Seconds:
+    """Return the medians of both."""
     return statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times)
 
 

@@ -58,7 +58,8 @@ def reported_study(
             role_of = {"role": role, "of": 0, "seed": seed, "config": dict(result.config)}
             attributes = {ROLE: role_of, RESULT: result.to_json()}
             companion.add_trial(create_trial(values=values_of, user_attrs=attributes))
-        companion.set_user_attr(LATENCY, {"0": {"median_ms": 0.5, "spread_ms": 0.1}})
+        latencies = {str(number): {"median_ms": 0.5 + number, "spread_ms": 0.1} for number in range(trials)}
+        companion.set_user_attr(LATENCY, latencies)
     return name
 
 

@@ -19,6 +19,7 @@ from metasearch.configuration import Configuration
 from metasearch.errors import InputError, NotFoundError
 from metasearch.flags import read_configurations
 from metasearch.report.database import open_database
+from metasearch.report.page.paper import bytes_text, count_text
 from metasearch.report.page.predictions import Predictions, WrongImage, predictions
 from metasearch.report.page.render import ECHARTS_SHA256, HERE, json_for_html, render_page, write_page
 from metasearch.report.page.report import Report, labels_of, make_report
@@ -221,6 +222,11 @@ def test_the_command_writes_page_and_figures(url: str, tmp_path: Path, metasearc
     assert all(path.stat().st_size > 500 for path in written)
     names = {figure.id for figure in make_report(open_database(url), ["ten"]).figures}
     assert {path.name for path in written[1:]} == {f"{name}{suffix}" for name in names for suffix in (".png", ".svg")}
+
+
+def test_ticks_of_logarithmic_axes_are_numbers_with_units() -> None:
+    assert [bytes_text(value) for value in (200, 1000, 2500, 1e6)] == ["200 B", "1 kB", "2.5 kB", "1 MB"]
+    assert [count_text(value) for value in (0.02, 5, 2e9)] == ["0.02", "5", "2 G"]
 
 
 def test_without_a_folder_the_command_says_what_it_needs(url: str, metasearch: Run) -> None:

@@ -129,11 +129,15 @@ def test_a_dark_page_has_light_text_and_changes_with_the_users_wish(opened: Brow
 
 def test_it_prints_with_its_figures_and_is_as_before_afterwards(opened: Browser, page: Path) -> None:
     opened.open(page)
-    before = opened.evaluate(f"{FIGURES}.map((box) => box.querySelector('canvas').width)")
-    printed = opened.pdf()
-    assert printed.startswith(b"%PDF")
-    assert printed.count(b"/Subtype /Image") >= len(before)
-    assert opened.evaluate(f"{FIGURES}.map((box) => box.querySelector('canvas').width)") == before
+    widths = f"{FIGURES}.map((box) => box.querySelector('canvas').width)"
+    before = opened.evaluate(widths)
+    # heard after the page has drawn itself anew for paper
+    heard = f"() => {{ window.printed = {widths}; window.blank = {BLANK}; }}"
+    opened.evaluate(f"window.addEventListener('beforeprint', {heard})")
+    assert opened.pdf().startswith(b"%PDF")
+    assert opened.evaluate("window.blank") == []
+    assert all(printed != width for printed, width in zip(opened.evaluate("window.printed"), before, strict=True))
+    assert opened.evaluate(widths) == before
     assert opened.messages == []
 
 

@@ -86,8 +86,8 @@ class Facts:
 
     @cached_property
     def _measured(self) -> list[bool]:
-        finite = np.isfinite(costs_of(self.table.columns, self.head.directions)).all(axis=1)
-        return [bool(each) for each in np.asarray(finite)]
+        finite: NDArray[np.bool_] = np.isfinite(costs_of(self.table.columns, self.head.directions))
+        return [all(row) for row in finite.tolist()]
 
 
 def study_facts(database: Database, name: str, *, index: int = 0, most: int = MOST_DRAWN) -> Facts:

@@ -208,7 +208,7 @@ def figure_record(figure: AnyFigure) -> dict[str, Any]:
 
 def _shortened(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _shortened(cell) for key, cell in value.items() if cell not in ((), "", None)}
+        return {key: _shortened(cell) for key, cell in value.items() if key in "xy" or cell not in ((), "", None)}
     if isinstance(value, (list, tuple)):
         return [_shortened(cell) for cell in value]
     return short(value)

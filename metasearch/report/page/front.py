@@ -22,7 +22,8 @@ def front_figures(facts: Facts) -> list[Figure]:
     if not others:
         return [history_figure(facts)]
     figures = [front_figure(facts, x=other, y=first) for other in others]
-    return [*figures, *([latency_figure(facts)] if facts.latencies else [])]
+    measured = any(number in facts.latencies for number in facts.numbers(facts.front))
+    return [*figures, *([latency_figure(facts)] if measured else [])]
 
 
 def front_figure(facts: Facts, *, x: str, y: str) -> Figure:

@@ -107,7 +107,7 @@ def range_text(distribution: BaseDistribution) -> str:
     return f"{d.low:g} to {d.high:g}{step}{', logarithmic' if d.log else ''}"
 
 
-def front_table(facts: Facts, *, most: int = 40) -> TextTable:
+def front_table(facts: Facts, *, most: int = 20) -> TextTable:
     """Return the front's trials, best in the first objective first."""
     wanted = ("test_accuracy", "parameters", "macs", "model_bytes", "latency_ms")
     rows_shown = facts.front[:most]

@@ -71,10 +71,9 @@ def _draw_figure(axes: Axes, figure: Figure) -> None:
 
 
 def _set_axis(axes: Axes, side: str, axis: Axis) -> None:
-    name = axis.label + (" (bytes)" if axis.unit == "bytes" else " (ms)" if axis.unit == "ms" else "")
-    getattr(axes, f"set_{side}label")(name)
+    getattr(axes, f"set_{side}label")(axis.label + (" (ms)" if axis.unit == "ms" else ""))
     if axis.scale == "log":
-        getattr(axes, f"set_{side}scale")("log")
+        _set_log_ticks(axes, side, axis)
     if axis.scale == "category":
         rotation = 60 if side == "x" and len(axis.categories) > 4 else 0
         getattr(axes, f"set_{side}ticks")(range(len(axis.categories)), axis.categories, rotation=rotation)
@@ -82,6 +81,33 @@ def _set_axis(axes: Axes, side: str, axis: Axis) -> None:
             axes.set_ylim(len(axis.categories) - 0.5, -0.5)
         else:
             axes.set_xlim(-0.5, len(axis.categories) - 0.5)
+
+
+def _set_log_ticks(axes: Axes, side: str, axis: Axis) -> None:
+    """Write the ticks as numbers; matplotlib's own powers are formulas, which are off."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{side}scale")("log")
+    ticked = axes.xaxis if side == "x" else axes.yaxis
+    low, high = ticked.get_view_interval()
+    ticked.set_major_locator(LogLocator(subs=(1.0,) if high > 150 * low else (1.0, 2.0, 5.0)))
+    write = bytes_text if axis.unit == "bytes" else count_text
+    ticked.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    ticked.set_minor_formatter(NullFormatter())
+
+
+def count_text(value: float) -> str:
+    """Return a number as an axis has it: 1500 as 1.5 k, 0.02 as it is."""
+    for factor, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:g}{prefix}"
+    return f"{value:g}"
+
+
+def bytes_text(value: float) -> str:
+    """Return a number of bytes as an axis has it: 1500 as 1.5 kB."""
+    text = count_text(value)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
 def _draw_series(axes: Axes, figure: Figure, series: Series, place: int) -> None:

@@ -260,7 +260,7 @@
       own.map(([, index]) => index)];
     };
     const [others, otherRows] = series("trials", false, { color: "grey", opacity: 0.4, width: 1 });
-    const [front, frontRows] = series("front", true, { color: "blue", opacity: 0.85, width: 2 });
+    const [front, frontRows] = series("front", true, { color: "blue", opacity: Math.max(0.2, Math.min(0.85, 25 / lines(true).length)), width: 2 });
     const rows = [otherRows, frontRows];
     return [{
       animation: false,
@@ -368,7 +368,7 @@
   });
   let next = 0;
   function drawNext() {  // one after the other, so that the page answers meanwhile
-    if (next < boxes.length) { draw(boxes[next]); watcher.observe(boxes[next]); next += 1; setTimeout(drawNext, 0); }
+    if (next < boxes.length) { setTimeout(drawNext, 0); next += 1; watcher.observe(boxes[next - 1]); draw(boxes[next - 1]); }
     else document.documentElement.dataset.ready = "true";
   }
   drawNext();
