@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metasearch.errors import InfeasibleError
 from metasearch.report.database import Database
