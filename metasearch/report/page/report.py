@@ -34,7 +34,7 @@ from metasearch.report.page.trials import failures_figure, failures_table, timel
 from metasearch.report.page.winner import Winner, winner
 from metasearch.search.names import CONTROLS
 
-MOST_FOR_TRANSFER = 100
+MOST_FOR_TRANSFER = 64
 """Trials beyond which the models of what was transferred take more than the seconds that a page may take."""
 
 LEAST_FOR_IMPORTANCE, MOST_FOR_IMPORTANCE = 4, 2000
