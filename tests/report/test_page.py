@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,8 +24,11 @@ from metasearch.report.page.paper import bytes_text, count_text
 from metasearch.report.page.predictions import Predictions, WrongImage, predictions
 from metasearch.report.page.render import ECHARTS_SHA256, HERE, json_for_html, render_page, write_page
 from metasearch.report.page.report import Report, labels_of, make_report
+from metasearch.search.names import FAILURE
 from metasearch.search.space import load_space
+from metasearch.search.store import create_study, open_storage
 from tests.command_line import Run
+from tests.fakes import describe
 from tests.report.studies import reported_study
 
 KEPT = {"id", "mark", "style", "axis", "scale", "unit", "png", "states"}
@@ -201,6 +205,43 @@ def test_nothing_reads_the_test_split_before_the_final_runs(report: Report) -> N
         "its final runs are not done, and until then nothing reads the test split"
     )
     assert predictions(facts, 0) == "its network is not on this machine"
+
+
+def test_a_study_of_another_program_is_reported_without_what_it_does_not_know(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'foreign.db'}"
+    study = optuna.create_study(storage=open_storage(url, create=True), directions=["minimize"] * 3)
+    study.optimize(
+        lambda trial: (
+            trial.suggest_float("x", 1e-3, 1, log=True),
+            trial.suggest_categorical("c", ["a", "b"]) == "a",
+            1.0,
+        ),
+        n_trials=8,
+    )
+    found = make_report(open_database(url), [study.study_name])
+    (part,) = found.parts
+    assert part.winner is not None
+    assert (part.command, part.reproduction, part.space) == ("", None, None)
+    assert {figure.title for figure in part.front} == {"Value_0 against value_1", "Value_0 against value_2"}
+    assert "How to reproduce it" not in render_page(found)
+
+
+def test_where_nothing_is_feasible_the_page_says_what_is_nearest(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    reported_study(url, tmp_path, trials=6, constraints=["model_bytes <= 1B"], with_controls=False)
+    found = make_report(open_database(url), ["ten"])
+    assert found.parts[0].winner is None
+    assert "nearest: trial" in render_page(found)
+
+
+def test_a_study_whose_trials_all_failed_is_reported(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'failed.db'}"
+    study = create_study(open_storage(url, create=True), "failed", describe(tmp_path))
+    failure = {FAILURE: {"reason": "out_of_memory", "message": "12 GB"}}
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL, user_attrs=failure))
+    found = make_report(open_database(url), ["failed"])
+    assert [figure.title for figure in found.figures] == ["Failures by reason"]
+    assert "12 GB" in render_page(found)
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,13 @@ from metasearch.report.finals import controls_frame
 from metasearch.report.frames import Table
 from metasearch.report.fronts import costs_of, front_rows
 from metasearch.report.heads import Head, find_head, study_head
-from metasearch.report.queries import best, trials_table
+from metasearch.report.queries import MOST_IDS, best, trials_table
 from metasearch.report.rows import Wanted, read_rows
 from metasearch.report.tables import records_of
 from metasearch.search.names import CONTROLS, FAILURE, LATENCY, RUN, TEACHER
 
 MOST_DRAWN = 3000
 """Trials drawn on a page, over all of its studies, beside those of the fronts."""
-MOST_IDS = 2000
-"""More trials than these are read all at once rather than each by its id."""
 
 
 @dataclass(frozen=True)

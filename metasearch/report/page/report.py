@@ -22,6 +22,7 @@ from metasearch.report.page.origin import (
     transfer_tables,
 )
 from metasearch.report.page.parameters import (
+    MOST_FOR_IMPORTANCE,
     configuration_table,
     importance_figure,
     parallel_figure,
@@ -34,11 +35,10 @@ from metasearch.report.page.trials import failures_figure, failures_table, timel
 from metasearch.report.page.winner import Winner, winner
 from metasearch.search.names import CONTROLS
 
-MOST_FOR_TRANSFER = 100
+MOST_FOR_TRANSFER = 64
 """Trials beyond which the models of what was transferred take more than the seconds that a page may take."""
 
-LEAST_FOR_IMPORTANCE, MOST_FOR_IMPORTANCE = 4, 2000
-"""Complete trials; a sample of the latter answers in a fifth of the time that 20,000 take, and alike."""
+LEAST_FOR_IMPORTANCE = 4
 
 Tell = Callable[[str], None]
 
