@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp
+from scipy.stats import spearmanr
 
 from metasearch.transfer.gp import JITTER, Beliefs, Hyperparameters, fit, matern, scaled
 
@@ -31,6 +32,9 @@ EQUAL = 1 - 1e-9
 """The kernel of a point with itself, rounding apart."""
 LEVEL_SPREAD, SCALE_SPREAD = 0.2, 0.3
 """What is added to how much levels (in typical scales) and log scales of prior studies differ: there may be few."""
+
+LEAST_CORROBORATED = 1 / 3
+"""Of the median study's rank correlation with what the others let expect: what a study must have to be heard."""
 
 
 def deviation_of(values: Array) -> float:
@@ -67,6 +71,7 @@ class Pool:
     """The process of the prior studies of one objective.
 
     x: (N, D). y: (N,), standardized in each study. study: (N,) of 0..K-1. location: of the studies' levels and scales.
+    whole: the pool before studies that the others contradict were left out of it, if any were.
     """
 
     x: Array
@@ -75,6 +80,7 @@ class Pool:
     parameter: Parameters
     hyper: Hyperparameters
     location: Location
+    whole: Pool | None = None
 
     @property
     def worth(self) -> float:
@@ -114,9 +120,10 @@ class Pool:
         return np.asarray(explained.T @ self._whitened)
 
     def alone(self, study: int) -> Pool:
-        """Return the pool of one of the studies."""
-        own = self.study == study
-        return replace(self, x=self.x[own], y=self.y[own], study=self.study[own])
+        """Return the pool of one of the studies, one that was left out, too."""
+        every = self.whole or self
+        own = every.study == study
+        return replace(self, x=every.x[own], y=every.y[own], study=every.study[own], whole=None)
 
 
 @dataclass(frozen=True)
@@ -251,12 +258,42 @@ class Mixture:
 def fit_pool(
     studies: Sequence[tuple[Array, Array]], parameter: Parameters, beliefs: Beliefs, *, most: int = 400
 ) -> Pool:
-    """Return the pool of studies (points, values) of one objective. most: points that hyperparameters are fitted to."""
-    levels = [float(values.mean()) for _, values in studies]
-    scales = [deviation_of(values) for _, values in studies]
+    """Return the pool of studies (points, values) of one objective, without those that the others contradict.
+
+    most: points that hyperparameters are fitted to.
+    """
     x = np.vstack([points for points, _ in studies])
-    y = np.concatenate([(values - m) / s for (_, values), m, s in zip(studies, levels, scales, strict=True)])
     study = np.repeat(np.arange(len(studies)), [len(values) for _, values in studies])
-    chosen = np.linspace(0, len(y) - 1, min(most, len(y))).astype(int)
-    hyper = fit(x[chosen], y[chosen], parameter, beliefs, study=study[chosen])
-    return Pool(x, y, study, parameter, hyper, Location.of(levels, scales))
+    levels, scales = (np.array([of(values) for _, values in studies]) for of in (np.mean, deviation_of))
+    y = (np.concatenate([values for _, values in studies]) - levels[study]) / scales[study]
+
+    def of_studies(heard: Sequence[int]) -> Pool:
+        kept = np.isin(study, heard)
+        rows = np.flatnonzero(kept)[np.linspace(0, kept.sum() - 1, min(most, kept.sum())).astype(int)]
+        hyper = fit(x[rows], y[rows], parameter, beliefs, study=study[rows])
+        location = Location.of([float(levels[k]) for k in heard], [float(scales[k]) for k in heard])
+        return Pool(x[kept], y[kept], study[kept], parameter, hyper, location)
+
+    pool = of_studies(range(len(studies)))
+    heard = corroborated(pool)
+    return pool if len(heard) == len(studies) else replace(of_studies(heard), whole=pool)
+
+
+def corroborated(pool: Pool) -> list[int]:
+    """Return the studies of a pool that the other ones predict, all of them where there are fewer than three.
+
+    A study is left out where its values, in the order that the others let expect, have a rank correlation below the
+    share LEAST_CORROBORATED of the median study's: among studies that agree, it is about something else.
+    """
+    studies = np.unique(pool.study)
+    if len(studies) < 3:
+        return [int(each) for each in studies]
+    correlations = []
+    for each in studies:
+        own = pool.study == each
+        others = replace(pool, x=pool.x[~own], y=pool.y[~own], study=pool.study[~own])
+        expected = others.mean(others.explained(pool.x[own]))
+        varies = own.sum() > 2 and np.ptp(expected) > 0 and np.ptp(pool.y[own]) > 0
+        correlations.append(float(spearmanr(expected, pool.y[own]).statistic) if varies else 0.0)
+    least = LEAST_CORROBORATED * max(float(np.median(correlations)), 0.0)
+    return [int(each) for each, found in zip(studies, correlations, strict=True) if found >= least or least == 0]

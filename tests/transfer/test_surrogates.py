@@ -13,7 +13,16 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from metasearch.transfer.gp import Beliefs, Hyperparameters, matern, scaled
-from metasearch.transfer.surrogates import SCALES, Location, Mixture, Pool, Process, deviation_of, fit_pool
+from metasearch.transfer.surrogates import (
+    SCALES,
+    Location,
+    Mixture,
+    Pool,
+    Process,
+    corroborated,
+    deviation_of,
+    fit_pool,
+)
 
 Array = NDArray[np.float64]
 PARAMETER = np.array([0, 1])
@@ -176,6 +185,34 @@ def test_a_pool_is_fitted_to_values_without_their_study_s_level_and_scale() -> N
     assert pool.hyper.shared > 0.8
     expected = pool.mean(pool.explained(points(50, 9)))
     assert np.corrcoef(expected, np.sin(6 * points(50, 9)[:, 0]))[0, 1] > 0.98
+
+
+def studies_of_one_function(count: int) -> list[tuple[Array, Array]]:
+    return [(x, 3 * x[:, 0] + np.sin(5 * x[:, 1])) for x in (points(40, seed) for seed in range(count))]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_study_that_the_others_contradict_is_left_out_of_their_pool(count: int) -> None:
+    good, beliefs = studies_of_one_function(count), Beliefs(log_scale=0.0)
+    x = points(40, 99)
+    for bad in (np.cos(9 * x[:, 1]) - x[:, 0] * x[:, 1], values(40, 4)):
+        pool = fit_pool([*good, (x, bad)], PARAMETER, beliefs)
+        assert set(pool.study) == set(range(count))
+        clean = fit_pool(good, PARAMETER, beliefs)
+        assert pool.hyper.shared == pytest.approx(clean.hyper.shared)
+        z = points(9, 77)
+        np.testing.assert_allclose(pool.mean(pool.explained(z)), clean.mean(clean.explained(z)))
+        assert len(pool.alone(count).y) == 40  # it can be shown still
+    assert set(clean.study) == set(range(count))
+
+
+def test_of_two_studies_or_of_several_without_anything_in_common_none_is_left_out() -> None:
+    beliefs = Beliefs(log_scale=0.0)
+    good = studies_of_one_function(1)
+    assert set(fit_pool([*good, (good[0][0], -good[0][1])], PARAMETER, beliefs).study) == {0, 1}
+    noise = [(points(20, seed), values(20, seed + 50)) for seed in range(4)]
+    pool = fit_pool(noise, PARAMETER, beliefs)
+    assert len(corroborated(pool)) >= 2
 
 
 def test_location_covers_the_levels_and_scales_of_earlier_tasks() -> None:
