@@ -18,6 +18,7 @@ from tests.bench import (
     policy_network,
     pruning,
     sinusoid,
+    strategies,
     throughput,
     unlabelled,
 )
@@ -30,6 +31,7 @@ STUDIES = {
     "pruning": pruning.run,
     "few_shot": few_shot.run,
     "policy_network": policy_network.run,
+    "strategies": strategies.run,
     "sinusoid": sinusoid.run,
     "omniglot": omniglot.run,
     "transfer": transfer.run,
