@@ -3,7 +3,7 @@
 For each chosen student of the front: `final` runs it again with fresh seeds and reads the test split; `direct` distils
 an unpruned student of the same family and the nearest MACs with the same budget, if one can be built; `alone` trains
 the same student without the teacher; `random` distils one that had another start from random weights, the best student
-by as many seeds as its gain is told from. The companion `NAME/controls` is seen by no sampler.
+of these by as many seeds as its gain is told from. The companion `NAME/controls` is seen by no sampler.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from metasearch.tasks import Task
 MOST_CHOSEN = 4
 FINAL_SEEDS = 3
 START_SEEDS = 5
-"""Seeds of the best student and of its like from random weights, where it had another start; paired."""
+"""Seeds of the best student that had another start than random weights, and of its like from these: paired."""
 WIDEST = 256
 RANDOM_START = {"student.init": "random"}
 
@@ -102,8 +102,9 @@ def companion(
         for trial in companion_study.get_trials(deepcopy=False)
         if is_finished(trial) or not trial.state.is_finished()  # one that its machine lost is queued again
     }
+    best_started = next((number for number, (config, _) in chosen.items() if _has_start(config)), None)
     for number, (config, metrics) in chosen.items():
-        pairs = START_SEEDS if number == next(iter(chosen)) else 1
+        pairs = START_SEEDS if number == best_started else 1
         for role in _roles(number, config, metrics, task, description.seed, pairs=pairs):
             if _key(role) not in queued:
                 companion_study.enqueue_trial({}, user_attrs={ROLE: role})
@@ -130,7 +131,7 @@ def _roles(
     number: int, config: Config, metrics: dict[str, float], task: Task, seed: int, *, pairs: int
 ) -> list[dict[str, Any]]:
     """Return the runs that a chosen trial asks for. pairs: seeds from random weights, of one that had another start."""
-    pairs = pairs if config.get("student.init", "random") != "random" else 0
+    pairs = pairs if _has_start(config) else 0
     seeds = [final_seed(seed, index) for index in range(max(FINAL_SEEDS, pairs))]
     roles = [{"role": "final", "of": number, "seed": s, "config": config} for s in seeds]
     without_pruning = {
@@ -147,6 +148,10 @@ def _roles(
         roles.append({"role": "alone", "of": number, "seed": seeds[0], "config": alone})
     random = config | RANDOM_START
     return roles + [{"role": "random", "of": number, "seed": s, "config": random} for s in seeds[:pairs]]
+
+
+def _has_start(config: Config) -> bool:
+    return config.get("student.init", "random") != "random"
 
 
 def _as_many_steps(config: Config, task: Task) -> Config:

@@ -20,6 +20,7 @@ from tests.bench import (
     queries,
     report,
     sinusoid,
+    strategies,
     throughput,
     unlabelled,
 )
@@ -38,6 +39,7 @@ STUDIES = {
     "pruning": pruning.run,
     "few_shot": few_shot.run,
     "policy_network": policy_network.run,
+    "strategies": strategies.run,
     "sinusoid": sinusoid.run,
     "omniglot": omniglot.run,
     "transfer": transfer.run,

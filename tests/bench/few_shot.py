@@ -11,17 +11,13 @@ import csv
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 
-from metasearch.tasks import Split, TaskSource, load_task
-from metasearch.tasks.domains import Domain, cut_by_class, groups_of_size, joined, whole_domain
-from metasearch.tasks.families import load_family
-from metasearch.tasks.prepared import fit_normalisation
+from tests.bench.few_shot_families import FAMILIES, SIDE, Kind, short_name
 from tests.bench.job import data_root
 from tests.bench.line_plot import write_panels
 from tests.bench.sides import Verdict, conditions, print_table
@@ -40,38 +36,13 @@ from tests.bench.starts import (
     steps_to,
 )
 
-SIDE, SHOTS, SEEDS, CHOOSING_SEEDS = 16, (5, 20), 5, 2
-RATES = (0.003, 0.01)
+SHOTS, SEEDS, CHOOSING_SEEDS = (5, 20), 5, 2
+RATES = (0.001, 0.003, 0.01)
 AT = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-META_STEPS = {"protonet": 200, "reptile": 150, "fomaml": 150, "hypernetwork": 200}
+META_STEPS = {"protonet": 400, "reptile": 60, "fomaml": 100, "hypernetwork": 400}
 STARTS = (RANDOM, TEACHER_SLICE, *META_STEPS)
 REACHED, MOST_STEPS = 0.99, 0.2
 QUICK_AT, QUICK_SEEDS, QUICK_META_STEPS = (0, 2, 4), 1, 2
-
-ALPHABETS = {
-    "learn": ("Greek", "Japanese_(katakana)", "Korean", "Latin", "Sanskrit"),
-    "choose": ("Early_Aramaic",),
-    "judge": ("Balinese", "Tagalog"),
-}
-IDX = "idx:{folder}/raw/{images}-idx3-ubyte.gz,{folder}/raw/{labels}-idx1-ubyte.gz"
-NOT_MNIST = IDX.format(folder="notMNIST", images="t10k-images", labels="t10k-labels")
-KANNADA = IDX.format(folder="KannadaMNIST", images="X_kannada_MNIST_test", labels="y_kannada_MNIST_test")
-DIG_MNIST = IDX.format(folder="KannadaMNIST", images="X_dig_MNIST", labels="y_dig_MNIST")
-DIGITS = {  # data set and which half of its classes: judged are data sets and digits that nothing was learned from
-    "learn": (("mnist", 0), (KANNADA, 0), (NOT_MNIST, 0), (NOT_MNIST, 1)),
-    "choose": (("digits", 1),),
-    "judge": (("usps", 1), (DIG_MNIST, 1)),
-}
-Parts = dict[str, tuple[Domain, ...]]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A family: its domains by part, and how many images of a class judge a student and may teach one."""
-
-    load: Callable[[Path], Parts]
-    held: int
-    most: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +116,7 @@ def judge(family: str, shots: int, found: Sequence[Curves], at: Sequence[int]) -
     start = min((name for name in STARTS if name != RANDOM), key=cost)
     ours, random = (_of(found, "judge", shots, name) for name in (start, RANDOM))
     ending = REACHED * _final(random)
-    domains = [f"{_short(o.domain)} {_share(o, r, at)}" for o, r in zip(ours, random, strict=True)]
+    domains = [f"{short_name(o.domain)} {_share(o, r, at)}" for o, r in zip(ours, random, strict=True)]
     return Judged(
         family,
         shots,
@@ -170,7 +141,12 @@ def _measured(kind: Kind, root: Path, *, quick: bool) -> Iterator[Curves]:
     for name, steps in META_STEPS.items():
         began = time.process_time()
         learned[name] = meta_learned(
-            name, learn=parts["learn"], choose=parts["choose"], steps=QUICK_META_STEPS if quick else steps
+            name,
+            learn=parts["learn"],
+            choose=parts["choose"],
+            steps=QUICK_META_STEPS if quick else steps,
+            ways=kind.ways,
+            rotations=kind.rotations,
         )
         print(f"{name}: meta-trained in {time.process_time() - began:.0f} CPU seconds", flush=True)
     chosen: dict[tuple[str, int], float] = {}
@@ -224,41 +200,6 @@ def _final(curves: Sequence[Curves]) -> float:
     return float(_mean(curves)[-1])
 
 
-def _alphabets(root: Path) -> Parts:
-    place = root if (root / "omniglot-py").is_dir() else root / "Omniglot"
-    source = TaskSource("", data_root=str(place), image_size=SIDE)
-    by_name = {domain.name.rpartition("#")[2]: domain for domain in load_family("omniglot@groups", source=source)}
-    return _alike({part: tuple(by_name[name] for name in names) for part, names in ALPHABETS.items()})
-
-
-def _digits(root: Path) -> Parts:
-    def half(text: str, index: int) -> Domain:
-        task = load_task(TaskSource(text, data_root=str(root), image_size=SIDE, max_train=1000))
-        whole = whole_domain(task, name=_short(text))
-        return cut_by_class(whole, groups_of_size(task.class_names, len(task.class_names) // 2))[index]
-
-    return _alike({part: tuple(half(*which) for which in chosen) for part, chosen in DIGITS.items()})
-
-
-def _alike(parts: Parts) -> Parts:
-    """Return the domains, all normalised by those that are learned from."""
-    first = parts["learn"][0].normalisation
-    together = joined([replace(domain, normalisation=first) for domain in parts["learn"]])
-    normalisation = fit_normalisation(Split(together.inputs, together.labels))
-    return {part: tuple(replace(d, normalisation=normalisation) for d in domains) for part, domains in parts.items()}
-
-
-def _short(name: str) -> str:
-    """Return what tells a domain from the others of its family."""
-    if name.startswith("idx:"):
-        return "Dig-MNIST" if "X_dig" in name else Path(name.removeprefix("idx:")).parts[0]
-    return name.removeprefix("omniglot@groups#")
-
-
-FAMILIES = {"alphabets": Kind(_alphabets, held=5, most=15), "digits": Kind(_digits, held=20, most=60)}
-"""A character of Omniglot has 20 drawings: 15 of them stand for 20 images a class there."""
-
-
 def _write_csv(path: Path, found: dict[str, list[Curves]], at: Sequence[int]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -266,7 +207,7 @@ def _write_csv(path: Path, found: dict[str, list[Curves]], at: Sequence[int]) ->
         for family, curves in found.items():
             for c in curves:
                 for seed, row in enumerate(c.accuracies):
-                    head = (family, c.part, _short(c.domain), c.shots, c.start, c.rate, seed)
+                    head = (family, c.part, short_name(c.domain), c.shots, c.start, c.rate, seed)
                     writer.writerows((*head, step, f"{value:.4f}") for step, value in zip(at, row, strict=True))
 
 
@@ -290,7 +231,7 @@ def _show(
         f"student {STUDENT}, teacher {TEACHER} of all images of the domain but those held out; {SIDE}x{SIDE} pixels; "
         f"alpha {ALPHA}, AdamW, batches of {BATCH}, constant rate, the best of {len(RATES)} on validation domains; "
         f"{SEEDS} seeds; {at[-1]} steps; {seconds:.0f} CPU seconds in all; "
-        f"meta-training of {mean(META_STEPS.values()):.0f} steps in the mean, with labels alone",
+        f"meta-training with labels alone, steps: {META_STEPS}",
         "20 images of a character are the 15 drawings that are not held out",
         f"curves: {into / 'few_shot.csv'}, {into / 'few_shot.svg'}",
     ]

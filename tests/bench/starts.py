@@ -37,7 +37,8 @@ RANDOM, TEACHER_SLICE = "random", "teacher_slice"
 ALPHA, TEMPERATURE, BATCH, WEIGHT_DECAY = 0.5, 4.0, 25, 1e-4
 CPU = torch.device("cpu")
 
-SHAPE, META_EPISODES, VALIDATION_EPISODES, VALIDATIONS = EpisodeShape(5, 5, 5), 4, 15, 4
+SHOTS, QUERIES, META_EXAMPLES, VALIDATION_EPISODES, VALIDATIONS = 5, 5, 300, 15, 4
+"""META_EXAMPLES: about as many a step, whatever the ways."""
 INNER = {"fomaml": Inner(3, 0.1), "reptile": Inner(6, 0.1)}
 
 
@@ -93,19 +94,24 @@ class Learned:
 
 
 def meta_learned(
-    name: str, *, learn: Sequence[Domain], choose: Sequence[Domain], steps: int, student: NetworkSpec = STUDENT
+    name: str, *, learn: Sequence[Domain], choose: Sequence[Domain], steps: int, ways: int, rotations: bool
 ) -> Learned:
-    """Return a method of METHODS trained over episodes of the domains `learn`, as `metasearch meta-train` trains it."""
-    network = build_network(student, input_shape=learn[0].input_shape, classes=SHAPE.ways, seed=0)
+    """Return a method of METHODS trained over episodes of the domains `learn`, by the loop of `metasearch meta-train`.
+
+    rotations: whether a class turned by quarters is a class of its own; not in the episodes of `choose`.
+    """
+    shape = EpisodeShape(ways, SHOTS, QUERIES)
+    count = max(1, META_EXAMPLES // (ways * (SHOTS + QUERIES)))
+    network = build_network(STUDENT, input_shape=learn[0].input_shape, classes=ways, seed=0)
     method = METHODS[name](FunctionalNetwork.of(network), INNER.get(name, Inner()), classification_loss())
 
     def sample(generator: torch.Generator) -> EpisodeBatch:
-        return sample_episodes(learn, shape=SHAPE, count=META_EPISODES, generator=generator)
+        return sample_episodes(learn, shape=shape, count=count, generator=generator, rotations=rotations)
 
     found = meta_train(
         method.initial(),
         outer_gradient(method, sample),
-        accuracy_on(method, choose, shape=SHAPE, episodes=VALIDATION_EPISODES, steps=None, seed=0),
+        accuracy_on(method, choose, shape=shape, episodes=VALIDATION_EPISODES, steps=None, seed=0),
         settings=LoopSettings(steps, rate=2e-3, every=max(1, steps // VALIDATIONS)),
         generator=torch.Generator().manual_seed(0),
     )
@@ -119,15 +125,13 @@ def started(
     teacher: nn.Module,
     learned: Mapping[str, Learned],
     seed: int,
-    student: NetworkSpec = STUDENT,
-    teacher_spec: NetworkSpec = TEACHER,
 ) -> nn.Module:
     """Return a student with the weights of a start: random, teacher_slice, or the key of a meta-learned one."""
-    model = build_network(student, input_shape=task.input_shape, classes=task.classes, seed=seed)
+    model = build_network(STUDENT, input_shape=task.input_shape, classes=task.classes, seed=seed)
     if name == TEACHER_SLICE:
-        initial_weights(model, SourceNetwork(teacher_spec, teacher, task.class_names), spec=student, task=task)
+        initial_weights(model, SourceNetwork(TEACHER, teacher, task.class_names), spec=STUDENT, task=task)
     elif name != RANDOM:
-        support = support_from(task, shots=SHAPE.shots, seed=seed)
+        support = support_from(task, shots=SHOTS, seed=seed)
         model.load_state_dict(learned[name].method.initialisation(learned[name].meta, support))
     return model
 

@@ -112,14 +112,16 @@ def test_a_student_with_a_start_of_its_own_is_compared_with_a_random_one(
     assert [role["seed"] for role in random] == [role["seed"] for role in final]
 
 
-def test_only_the_best_students_start_is_compared_over_several_seeds(
+def test_only_the_best_students_start_that_is_not_random_is_compared_over_several_seeds(
     storage: RDBStorage, study: Study, task: Task
 ) -> None:
     config = CONFIG | {"alpha": 0.0, "pruning_ratio": 0.0, "student.init": "teacher_slice"}
     metrics = {"macs": 900.0}
-    found = roles(companion(storage, study, DESCRIPTION, {5: (config, metrics), 3: (config, metrics)}, task))
-    pairs = {of: sum(role["role"] == "random" for role in found if role["of"] == of) for of in (5, 3)}
-    assert pairs == {5: START_SEEDS, 3: 1}
+    random = config | {"student.init": "random"}
+    chosen = {7: (random, metrics), 5: (config, metrics), 3: (config, metrics)}
+    found = roles(companion(storage, study, DESCRIPTION, chosen, task))
+    pairs = {of: sum(role["role"] == "random" for role in found if role["of"] == of) for of in chosen}
+    assert pairs == {7: 0, 5: START_SEEDS, 3: 1}
 
 
 def test_a_schedule_that_ends_at_no_pruning_has_no_direct_control(
