@@ -151,7 +151,7 @@ def _roles(
 
 
 def _has_start(config: Config) -> bool:
-    return config.get("student.init", "random") != "random"
+    return bool(config.get("student.init", "random") != "random")
 
 
 def _as_many_steps(config: Config, task: Task) -> Config:
