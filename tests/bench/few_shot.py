@@ -84,9 +84,11 @@ def run(*, quick: bool) -> Verdict:
     into = Path(os.environ.get("METASEARCH_BENCH") or tempfile.mkdtemp(prefix="few-shot-"))
     into.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
-    found = {name: list(_measured(kind, root, quick=quick)) for name, kind in FAMILIES.items()}
     at = QUICK_AT if quick else AT
-    _write_csv(into / "few_shot.csv", found, at)
+    found: dict[str, list[Curves]] = {}
+    for name, kind in FAMILIES.items():
+        found[name] = list(_measured(kind, root, quick=quick))
+        _write_csv(into / "few_shot.csv", found, at)
     judged = [judge(name, shots, found[name], at) for name in FAMILIES for shots in SHOTS]
     panels = {
         f"{j.family}, {j.shots} images a class": {
