@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
     Address,
@@ -76,6 +77,7 @@ app.add_typer(priors_app, name="priors")
 for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
+app.command()(doctor)
 
 
 @app.command()

@@ -50,6 +50,7 @@ LAYERS = [
         "store_commands",
         "transfer_command",
         "meta_command",
+        "doctor_command",
         "flags",
         "api",
         "__init__",
