@@ -55,6 +55,7 @@ from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
 from metasearch.transfer_command import transfer
+from metasearch.watch_command import watch
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -78,6 +79,7 @@ for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
 app.command()(doctor)
+app.command()(watch)
 
 
 @app.command()

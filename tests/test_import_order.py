@@ -51,6 +51,7 @@ LAYERS = [
         "transfer_command",
         "meta_command",
         "doctor_command",
+        "watch_command",
         "flags",
         "api",
         "__init__",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metasearch.records import EpochReport
-from metasearch.report.tables import metric_text, teacher_text
+from metasearch.report.tables import metric_text, seconds_text, teacher_text
 from metasearch.search.launch import Watcher
 from metasearch.search.ledger import Ledger
 
@@ -88,7 +87,7 @@ class Display(Watcher):
             text += f", {ledger.states['PRUNED']} stopped early"
         if done > 0 and minutes > 0:
             rate = done / minutes
-            text += f", {rate:.1f} trials/min, {_duration((ledger.target - ledger.finished) / rate * 60)} left"
+            text += f", {rate:.1f} trials/min, {seconds_text((ledger.target - ledger.finished) / rate * 60)} left"
         return text
 
     def _best(self, ledger: Ledger) -> str:
@@ -125,9 +124,3 @@ def _state(report: EpochReport | None) -> str:
     if report is None:
         return "starting"
     return f"{report.stage}, epoch {report.epoch}/{report.epochs}, validation accuracy {report.val_accuracy:.4f}"
-
-
-def _duration(seconds: Any) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -8,11 +8,11 @@ from typing import Any
 
 from metasearch.errors import InputError, NotFoundError
 from metasearch.report.database import Database
-from metasearch.search.names import CONTROLS, DESCRIPTION, LATENCY, PRIOR, TEACHER
+from metasearch.search.names import CONTROLS, DESCRIPTION, LATENCY, LEASE, PRIOR, TEACHER
 from metasearch.spelling import hint
 
 METRIC_NAMES = "study:metric_names"
-READ = (DESCRIPTION, PRIOR, TEACHER, LATENCY)
+READ = (DESCRIPTION, PRIOR, TEACHER, LATENCY, LEASE)
 """The study attributes that are read; an imported prior has more, of up to half a megabyte each."""
 
 

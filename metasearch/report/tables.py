@@ -44,6 +44,13 @@ def metric_text(name: str, value: Any) -> str:
     return f"{value:.4f}"
 
 
+def seconds_text(seconds: float) -> str:
+    """Return a duration in its two largest units of hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def teacher_text(spec: str, metrics: Mapping[str, float]) -> str:
     """Return a teacher and how good it is in one line; of a file of logits the network is not known."""
     known = [name for name in ("val_accuracy", "val_ece", "test_accuracy", "parameters", "macs") if name in metrics]

@@ -22,9 +22,8 @@ from optuna.study import Study
 from sqlalchemy import Engine, text
 
 from metasearch.errors import StorageError
-from metasearch.search.store import STOP
+from metasearch.search.names import LEASE, STOP
 
-KEY = "lease"
 RENEW_S = 5.0
 EXPIRES_S = 60.0
 """A driver not heard of for this long is dead. On the driver's own machine its process is looked at, too."""
@@ -54,8 +53,8 @@ class Lease:
 
     def acquire(self) -> None:
         """Take the lease. Raises StorageError while another live driver holds it."""
-        held = _read(self._engine, self._study_id, KEY)
-        if held is not None and _alive(holder := json.loads(held)):
+        held = _read(self._engine, self._study_id, LEASE)
+        if held is not None and alive(holder := json.loads(held)):
             raise StorageError(
                 f"study {self._name}: a driver is running (process {holder['pid']} on {holder['host']}); "
                 f"`metasearch stop {self._name}` ends it"
@@ -76,7 +75,7 @@ class Lease:
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), self._engine.begin() as connection:
             connection.execute(
                 text("DELETE FROM study_user_attributes WHERE study_id = :id AND key = :key AND value_json = :old"),
-                {"id": self._study_id, "key": KEY, "old": self._text},
+                {"id": self._study_id, "key": LEASE, "old": self._text},
             )
 
     def _renew(self) -> None:
@@ -110,7 +109,7 @@ class Lease:
                         "UPDATE study_user_attributes SET value_json = :new "
                         "WHERE study_id = :id AND key = :key AND value_json = :held"
                     )
-                values = {"id": self._study_id, "key": KEY, "new": new, "held": held}
+                values = {"id": self._study_id, "key": LEASE, "new": new, "held": held}
                 swapped = connection.execute(text(statement), values).rowcount == 1
         except sqlalchemy.exc.IntegrityError:
             return False
@@ -128,8 +127,8 @@ class Lease:
 
 def holder_of(study: Study) -> dict[str, Any] | None:
     """Return who drives the study now (host, pid, time), or None."""
-    holder = study.user_attrs.get(KEY)
-    return holder if holder is not None and _alive(holder) else None
+    holder = study.user_attrs.get(LEASE)
+    return holder if holder is not None and alive(holder) else None
 
 
 def _read(engine: Engine, study_id: int, key: str) -> str | None:
@@ -141,7 +140,8 @@ def _read(engine: Engine, study_id: int, key: str) -> str | None:
     return None if found is None else str(found)
 
 
-def _alive(holder: dict[str, Any]) -> bool:
+def alive(holder: dict[str, Any]) -> bool:
+    """Return whether the driver that wrote a lease still runs."""
     if holder["host"] != socket.gethostname():
         return bool(time.time() - holder["time"] < EXPIRES_S)
     if holder["pid"] == os.getpid():

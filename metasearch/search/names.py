@@ -20,7 +20,7 @@ from metasearch.folders import home_folder
 
 BUSY_TIMEOUT_S = 60
 CONTROLS = "/controls"
-DESCRIPTION, STOP, PRIOR = "metasearch", "stop", "prior"
+DESCRIPTION, STOP, PRIOR, LEASE = "metasearch", "stop", "prior", "lease"
 TEACHER, LATENCY = "teacher", "latency"
 RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"
 LOSSES, LEFT = "losses", "left"

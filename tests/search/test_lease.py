@@ -18,7 +18,8 @@ from optuna.study import Study
 
 from metasearch.errors import StorageError
 from metasearch.search import lease as module
-from metasearch.search.lease import KEY, Lease, holder_of
+from metasearch.search.lease import Lease, holder_of
+from metasearch.search.names import LEASE
 from metasearch.search.store import STOP, open_storage
 
 HOST = socket.gethostname()
@@ -41,7 +42,7 @@ def dead_process() -> int:
 
 
 def hold(study: Study, *, host: str = HOST, pid: int = 1, age_s: float = 0.0) -> None:
-    study.set_user_attr(KEY, {"host": host, "pid": pid, "token": "theirs", "time": time.time() - age_s})
+    study.set_user_attr(LEASE, {"host": host, "pid": pid, "token": "theirs", "time": time.time() - age_s})
 
 
 def test_a_second_driver_is_refused_with_the_first_ones_process_and_what_to_do(study: Study) -> None:
@@ -183,6 +184,8 @@ def test_the_lease_is_plain_json_without_the_storage_url(study: Study, tmp_path:
     lease = Lease(study, on_stop=quiet)
     lease.acquire()
     with sqlite3.connect(tmp_path / "studies.db") as connection:
-        [(text,)] = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = ?", (KEY,)).fetchall()
+        [(text,)] = connection.execute(
+            "SELECT value_json FROM study_user_attributes WHERE key = ?", (LEASE,)
+        ).fetchall()
     lease.release()
     assert json.loads(text).keys() == {"host", "pid", "token", "time"}
