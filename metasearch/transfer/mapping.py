@@ -1,7 +1,8 @@
 """A prior on another space: its parameters mapped by name, and what that cost.
 
-A value that the new space does not permit moves to the nearest one that it does; a choice that it does not have leaves
-the trial out. Numbers are one kind, whether they were searched as floats, whole numbers or choices.
+A value that the new space does not permit moves to the nearest one that it does, among choices of numbers, too; another
+choice that it does not have leaves the trial out. Numbers are one kind, whether they were searched as floats, whole
+numbers or choices.
 """
 
 from __future__ import annotations
@@ -160,6 +161,16 @@ def nearest(value: Any, distribution: BaseDistribution) -> Any:
     return round(number) if isinstance(distribution, IntDistribution) else float(number)
 
 
+def _nearest_number(value: Any, distribution: BaseDistribution) -> Any:
+    """Return what `nearest` does; of choices that are all numbers, the nearest one."""
+    if isinstance(distribution, CategoricalDistribution) and _is_number(value):
+        choices = distribution.choices
+        numbers = [choice for choice in choices if isinstance(choice, (int, float)) and _is_number(choice)]
+        if len(numbers) == len(choices):
+            return min(numbers, key=lambda number: abs(number - value))
+    return nearest(value, distribution)
+
+
 def _filled(prior: Prior, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """Return what the old space fixed and the new one searches, where the new one has the like of its value.
 
@@ -182,7 +193,7 @@ def _mapped_params(
 ) -> dict[str, Any] | None:
     """Return a trial's parameters in the new space, None where it has not the like of one."""
     try:
-        own = {name: nearest(trial.params[name], d) for name, d in distributions.items() if name in trial.params}
+        own = {n: _nearest_number(trial.params[n], d) for n, d in distributions.items() if n in trial.params}
     except ValueError:
         return None
     return own | dict(filled)

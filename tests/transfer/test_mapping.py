@@ -188,6 +188,18 @@ def test_what_the_conditions_of_the_new_space_rule_out_is_taken_out_of_a_trial()
     assert mapped.clipped == {"w": 1}
 
 
+def test_a_number_moves_to_the_nearest_of_choices_that_are_numbers() -> None:
+    sizes = CategoricalDistribution((10, 25, 50))
+    old = {"a": UNIT, "size": CategoricalDistribution((16, 64, 128))}
+    prior = prior_of_values(old, {"a": 0.1, "size": 16}, {"a": 0.2, "size": 128})
+    mapped = map_prior(prior, {"a": UNIT, "size": sizes}, ACCURACY)
+    assert [trial.params["size"] for trial in mapped.prior.trials] == [10, 50]
+    assert mapped.clipped == {"size": 2}
+    assert mapped.left_out == 0
+    mixed = CategoricalDistribution((10, "all"))
+    assert map_prior(prior, {"a": UNIT, "size": mixed}, ACCURACY).refused != ""
+
+
 def test_choices_that_the_new_space_fixes_stay_in_the_trials_of_a_prior() -> None:
     old = {"a": UNIT, "family": CategoricalDistribution(("convnet", "mlp")), "epochs": FloatDistribution(1, 9)}
     trials = ({"a": 0.1, "family": "mlp", "epochs": 3.0}, {"a": 0.2, "family": "convnet", "epochs": 3.0})
