@@ -24,17 +24,13 @@ from metasearch.flags import (
     DataRoot,
     Device,
     Download,
-    FixStrategy,
-    FixStructure,
+    EarlierFlags,
     GpusPerTrial,
     ImageSize,
-    InitFrom,
     MaxTrain,
     MetaFamily,
-    MetaFiles,
-    NarrowStructure,
     Seed,
-    SourceTask,
+    StartFlags,
     StorageUrl,
     StudyName,
     TaskFlags,
@@ -46,7 +42,6 @@ from metasearch.flags import (
     Workers,
     read_configurations,
     seconds,
-    source_of_joint_training,
     with_flags,
 )
 from metasearch.meta_command import meta_train
@@ -102,13 +97,9 @@ def launch(
     sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer",
     warm_start: WarmStartText = "auto",
     enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
-    init_from: InitFrom = None,
-    meta: MetaFiles = None,
+    start: StartFlags,
     meta_family: MetaFamily = None,
-    source_task: SourceTask = None,
-    fix_structure: FixStructure = None,
-    narrow_structure: NarrowStructure = None,
-    fix_strategy: FixStrategy = None,
+    earlier: EarlierFlags,
     early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
     task: TaskFlags,
@@ -131,12 +122,11 @@ def launch(
     timeout_s = None if timeout is None else seconds(timeout)
     loaded = load_space(space)
     store = open_storage(url, create=True)
-    from metasearch.search.earlier import Decided
     from metasearch.search.prepare import Options, prepare_study
 
     console = _console()
     tell = partial(console.print, markup=False, soft_wrap=True)
-    files = tuple(meta or ())
+    files = tuple(start.meta or ())
     if meta_family is not None:
         from metasearch.search.meta_artefacts import completed_files
         from metasearch.search.runner import Resources
@@ -161,10 +151,10 @@ def launch(
         enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
         warm_start=warm_start,
-        init_from=init_from,
+        init_from=start.init_from,
         meta=files,
-        joint=source_of_joint_training(source, source_task),
-        decided=Decided(structure=fix_structure, structure_range=narrow_structure, strategy=fix_strategy),
+        joint=start.joint(source),
+        decided=earlier.decided(),
     )
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
@@ -199,9 +189,7 @@ def run(
     *,
     config: Annotated[str, typer.Option(metavar="FILE", help="YAML: dotted parameter -> value.")],
     teacher: TeacherFlags,
-    init_from: InitFrom = None,
-    meta: MetaFiles = None,
-    source_task: SourceTask = None,
+    start: StartFlags,
     to: Annotated[Path | None, typer.Option(metavar="DIR", help="Write weights and ONNX file there.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -227,8 +215,8 @@ def run(
         device=device,
         seed=seed,
         save_to=to,
-        initial=initial_files(lambda: _store(storage), init_from, meta or ()),
-        joint=source_of_joint_training(source, source_task),
+        initial=initial_files(lambda: _store(storage), start.init_from, start.meta or ()),
+        joint=start.joint(source),
         report=lambda e: console.print(
             f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"
         ),

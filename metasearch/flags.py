@@ -15,6 +15,7 @@ import typer
 from metasearch.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
+    from metasearch.search.earlier import Decided
     from metasearch.tasks import TaskSource
     from metasearch.teachers import TeacherSource
 
@@ -175,12 +176,44 @@ class TeacherFlags:
         )
 
 
+@dataclass(frozen=True)
+class StartFlags:
+    """What a command is told of what students start from, and of a source task to train on beside their own."""
+
+    init_from: InitFrom = None
+    meta: MetaFiles = None
+    source_task: SourceTask = None
+
+    def joint(self, target: TaskSource) -> TaskSource | None:
+        """Return the source task, read as the target is but whole; None where there is none."""
+        text = self.source_task
+        return None if text is None else replace(target, text=text, max_train=None, augment=None, unlabelled=None)
+
+
+@dataclass(frozen=True)
+class EarlierFlags:
+    """What a search is told of earlier studies that decide a part of its space."""
+
+    fix_structure: FixStructure = None
+    narrow_structure: NarrowStructure = None
+    fix_strategy: FixStrategy = None
+
+    def decided(self) -> Decided:
+        """Return which study decides what."""
+        from metasearch.search.earlier import Decided
+
+        return Decided(structure=self.fix_structure, structure_range=self.narrow_structure, strategy=self.fix_strategy)
+
+
+GROUPS = (TaskFlags, TeacherFlags, StartFlags, EarlierFlags)
+
+
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose parameters of TaskFlags or TeacherFlags are flags of their own, as Typer wants them."""
-    groups: dict[str, type[TaskFlags] | type[TeacherFlags]] = {}
+    """Return a command whose parameters of GROUPS are as many flags, as Typer wants them."""
+    groups: dict[str, type[Any]] = {}
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if parameter.annotation in (TaskFlags, TeacherFlags):
+        if parameter.annotation in GROUPS:
             groups[parameter.name] = parameter.annotation
             flags += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
         else:
@@ -218,8 +251,3 @@ def seconds(text: str) -> float:
     if match is None:
         raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def source_of_joint_training(target: TaskSource, text: str | None) -> TaskSource | None:
-    """Return the source task that `--source` names, read as the target is but whole; None where there is none."""
-    return None if text is None else replace(target, text=text, max_train=None, augment=None, unlabelled=None)
