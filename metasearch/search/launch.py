@@ -25,17 +25,8 @@ from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.objectives import Constraint
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
-from metasearch.search.possible import (
-    feature_losses,
-    needs_network,
-    needs_views,
-    possible_with_initial,
-    possible_with_policy_network,
-    possible_with_source,
-    possible_with_task,
-    possible_with_teacher,
-)
-from metasearch.search.prepare import check_writable, initial_families, policy_network_of
+from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
+from metasearch.search.prepare import check_writable, possible_with_files
 from metasearch.search.priors import load_warm_start
 from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
 from metasearch.search.samplers import make_sampler
@@ -126,14 +117,10 @@ class _Search:
                 f"task {source.text}", "has changed since the study was made", f"digest={task.fingerprint[:12]}"
             )
         initial = {init: Path(path) for init, path in d.initial.items()}
-        space, left_out = possible_with_task(d.parsed_space(), task)
-        space, more = possible_with_source(space, there=d.source is not None)
-        left_out += more
-        space, more = possible_with_initial(space, initial_families(TeacherSource.of(d.teacher), initial, task))
-        left_out += more
+        space, left_out = possible_with_files(
+            d.parsed_space(), task, teacher=TeacherSource.of(d.teacher), initial=initial, joint=d.source is not None
+        )
         teacher = self._teacher(task, space)
-        space, more = possible_with_policy_network(space, policy_network_of(initial))
-        left_out += more
         space, more = possible_with_teacher(space, teacher.feature_names)
         for line in (*left_out, *more):
             self.watcher.stage(line)

@@ -13,8 +13,7 @@ from scipy.stats import qmc
 from metasearch.errors import InputError
 from metasearch.parameters import Value
 from metasearch.search.launch import Watcher, run_study
-from metasearch.search.possible import possible_with_initial, possible_with_task
-from metasearch.search.prepare import Options, initial_families, prepare_study
+from metasearch.search.prepare import Options, possible_with_files, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import Space
 from metasearch.search.store import study_exists
@@ -60,9 +59,8 @@ def evaluate_pool(
     for name, source in tasks.items():
         if not study_exists(storage, name):
             task = load_task(source)
-            possible, _ = possible_with_task(space, task)
             teacher = TeacherSource.of(default_teacher(task))
-            possible, _ = possible_with_initial(possible, initial_families(teacher, {}, task))
+            possible, _ = possible_with_files(space, task, teacher=teacher, initial={}, joint=False)
             own = [values for values in pool if _is_possible(values, possible)]
             options = Options(
                 source, space, trials=len(own), name=name, sampler="random", seed=seed, enqueue=tuple(own)

@@ -26,6 +26,7 @@ from metasearch.search.earlier import Decided, decided_space, student_file
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
 from metasearch.search.possible import (
+    Narrowed,
     needs_views,
     possible_with_initial,
     possible_with_policy_network,
@@ -98,12 +99,9 @@ def prepare_study(
                 f"{path}: has learned from all of {options.source.text}, its test split too: its gain there is no gain"
             )
     joint = None if options.joint is None else joint_source(options.joint, task)
-    space, _ = possible_with_task(asked, task)
-    space, _ = possible_with_source(space, there=joint is not None)
     teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
+    space, _ = possible_with_files(asked, task, teacher=teacher, initial=initial, joint=joint is not None)
     space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=needs_views(space)))
-    space, _ = possible_with_initial(space, initial_families(teacher, initial, task))
-    space, _ = possible_with_policy_network(space, policy_network_of(initial))
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
@@ -149,6 +147,27 @@ def initial_files(storage: Callable[[], RDBStorage], init_from: str | None, meta
     """
     files = meta_files([Path(text).absolute() for text in meta])
     return files if init_from is None else files | {PRIOR_STUDENT: student_file(storage, init_from)}
+
+
+def possible_with_files(
+    space: Space, task: Task, *, teacher: TeacherSource, initial: Mapping[str, Path], joint: bool
+) -> Narrowed:
+    """Return the space without what the task rules out, and what there is no network, file or source task for.
+
+    initial: weights and a policy network, as `initial_files` gives them. joint: whether there is a source task. What a
+    teacher does not show is left out by `possible_with_teacher`, when that is known.
+    """
+    lines: list[str] = []
+    steps: tuple[Callable[[Space], Narrowed], ...] = (
+        lambda space: possible_with_task(space, task),
+        lambda space: possible_with_source(space, there=joint),
+        lambda space: possible_with_initial(space, initial_families(teacher, initial, task)),
+        lambda space: possible_with_policy_network(space, policy_network_of(initial)),
+    )
+    for narrow in steps:
+        space, more = narrow(space)
+        lines += more
+    return space, lines
 
 
 def initial_families(teacher: TeacherSource, files: Mapping[str, Path], task: Task) -> dict[str, str]:
