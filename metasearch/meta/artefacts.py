@@ -99,6 +99,18 @@ def family_digest(domains: DomainSplit) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def file_digest(path: str) -> str:
+    """Return the digest of a file that training goes on from."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def require_counts(request: object, names: Sequence[str]) -> None:
+    """Raise InputError, naming the flag, for a count of a request that is below 1."""
+    for name in names:
+        if getattr(request, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')}", "must be at least 1", getattr(request, name))
+
+
 def artefact_path(method: str, described: Mapping[str, Any]) -> Path:
     """Return where in the cache the artefact lies that depends on these things, JSON-ready, and on nothing else."""
     digest = hashlib.sha256(json.dumps([VERSION, method, described], sort_keys=True).encode()).hexdigest()

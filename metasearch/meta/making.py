@@ -5,7 +5,6 @@ Symbols: N ways, K shots, T episodes a step.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +19,9 @@ from metasearch.meta.artefacts import (
     artefact_path,
     bound_method,
     family_digest,
+    file_digest,
     read_artefact,
+    require_counts,
     write_artefact,
 )
 from metasearch.meta.functional import Parameters
@@ -80,9 +81,7 @@ class MetaRequest:
         NetworkSpec.parse(self.student, place="--student")
         if self.start is not None:
             read_artefact(Path(self.start), methods=(self.method,))
-        for name in ("steps", "episodes", "judged"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name}", "must be at least 1", getattr(self, name))
+        require_counts(self, ("steps", "episodes", "judged"))
         if self.judged < 2:
             raise InputError("--judged", "must be at least 2: an interval needs two", self.judged)
         _ = self.shape, self.inner
@@ -105,7 +104,7 @@ class MetaRequest:
         if self.teacher is not None:
             described |= {name: getattr(self, name) for name in ("teacher", "alpha", "temperature")}
         if self.start is not None:
-            described["start"] = hashlib.sha256(Path(self.start).read_bytes()).hexdigest()
+            described["start"] = file_digest(self.start)
         return described
 
 

@@ -5,7 +5,6 @@ Symbols: T tasks; a task is a domain with some of its examples and a number of o
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from metasearch.errors import InputError, StorageError
-from metasearch.meta.artefacts import artefact_path, family_digest
+from metasearch.meta.artefacts import artefact_path, family_digest, file_digest, require_counts
 from metasearch.meta.making import Tell
 from metasearch.meta.meta_training import LoopSettings, MetaProgress, meta_train
 from metasearch.meta.policy_network import PolicyNetwork, load_policy_network, save_policy_network
@@ -73,9 +72,7 @@ class PolicyRequest:
 
     def __post_init__(self) -> None:
         NetworkSpec.parse(self.student, place="--student")
-        for name in ("steps", "pairs", "tasks_each", "judged"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}", "must be at least 1", getattr(self, name))
+        require_counts(self, ("steps", "pairs", "tasks_each", "judged"))
         if self.start is not None and (found := load_policy_network(Path(self.start)).optimizer) != self.optimizer:
             raise InputError("--continue", f"must be a policy network for {self.optimizer}", found)
 
@@ -139,7 +136,7 @@ def _found(request: PolicyRequest) -> tuple[DomainSplit, dict[str, Any], Path]:
         "family": family_digest(domains),
     }
     if request.start is not None:
-        described["start"] = hashlib.sha256(Path(request.start).read_bytes()).hexdigest()
+        described["start"] = file_digest(request.start)
     return domains, described, artefact_path(POLICY_METHOD, described)
 
 
