@@ -40,8 +40,7 @@ class Run:
     """The state of one pipeline run: the network as it stands, and what was recorded on the way.
 
     initial: files of weights by the name of the `student.init` that starts from them, and of a policy network under
-    POLICY_METHOD. source: the task that a joint
-    training is on, too.
+    POLICY_METHOD. source: the task that a joint training is on, too.
     """
 
     task: Task

@@ -63,16 +63,6 @@ class Teacher:
         return {name.partition(".")[2] for name in self.features}
 
 
-@dataclass(frozen=True)
-class Known:
-    """One member's logits by split (and `views`), its counts, its features, and whether it gives labels alone."""
-
-    logits: Mapping[str, Tensor]
-    counts: Mapping[str, int | None]
-    labels_only: bool = False
-    features: Mapping[str, Tensor] = field(default_factory=dict)
-
-
 def teacher_for(
     task: Task,
     source: TeacherSource | NetworkSpec | str | None = None,
