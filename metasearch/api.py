@@ -35,7 +35,7 @@ def launch(
     `metasearch.search.prepare.Options` (name, objectives, constraints, sampler, seed, device, ...), and teacher: as on
     the command line, or a TeacherSource.
     """
-    from metasearch.report.queries import best_frame
+    from metasearch.report.queries import best as find_best
     from metasearch.search.launch import run_study
     from metasearch.search.prepare import Options, prepare_study
     from metasearch.search.runner import Resources
@@ -46,20 +46,20 @@ def launch(
     store = open_storage(storage_url() if storage is None else storage, create=True)
     _, name = prepare_study(store, Options(source=source, space=load_space(space), trials=trials, **options))
     outcome = run_study(store, name, resources=Resources(workers=workers, threads=threads))
-    return best_frame(_database(store.url), outcome.study.study_name)
+    return find_best(_database(store.url), outcome.study.study_name).table.frame()
 
 
 def resume(
     study: str, *, trials: int | None = None, workers: int | None = None, threads: int = 1, storage: str | None = None
 ) -> pd.DataFrame:
     """Go on with an interrupted search and return the final front."""
-    from metasearch.report.queries import best_frame
+    from metasearch.report.queries import best as find_best
     from metasearch.search.launch import run_study
     from metasearch.search.runner import Resources
 
     store = open_storage(storage_url() if storage is None else storage)
     outcome = run_study(store, study, resources=Resources(workers=workers, threads=threads), trials=trials)
-    return best_frame(_database(store.url), outcome.study.study_name)
+    return find_best(_database(store.url), outcome.study.study_name).table.frame()
 
 
 def best(
@@ -76,9 +76,11 @@ def best(
     where: further conditions such as "model_bytes <= 25kB and not augment". sort: a name whose better values come
     first. Raises InfeasibleError with the nearest misses if no trial satisfies all.
     """
-    from metasearch.report.queries import best_frame
+    from metasearch.report.queries import best as find_best
 
-    return best_frame(_database(storage), study, where=_condition(where), sort=sort, top=top, pareto=pareto)
+    return find_best(
+        _database(storage), study, where=_condition(where), sort=sort, top=top, pareto=pareto
+    ).table.frame()
 
 
 def trials(
@@ -90,9 +92,9 @@ def trials(
     storage: str | None = None,
 ) -> pd.DataFrame:
     """Return every trial of a study, a row each: those that satisfy `where`, by number or `sort`."""
-    from metasearch.report.queries import trials_frame
+    from metasearch.report.queries import trials_table
 
-    return trials_frame(_database(storage), study, where=_condition(where), sort=sort, top=top)
+    return trials_table(_database(storage), study, where=_condition(where), sort=sort, top=top).frame()
 
 
 def studies(*, storage: str | None = None) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from metasearch.search.objectives import Constraint
 from metasearch.spelling import hint
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ALWAYS_KNOWN = (*METRICS, *FINAL, *LAST, INITIALISED)
 """Names that a condition may use even where no trial has them yet."""
@@ -107,19 +107,6 @@ def _promising(database: Database, head: Head, limits: Sequence[Limit], names: C
     return len(table), read_table(database, head, wanted_for(names, head, states=COMPLETE, ids=ids))
 
 
-def best_frame(
-    database: Database,
-    name: str,
-    *,
-    where: Condition | None = None,
-    sort: str | None = None,
-    top: int | None = None,
-    pareto: bool = True,
-) -> pd.DataFrame:
-    """Return what `best` finds as a frame, a row a trial."""
-    return best(database, name, where=where, sort=sort, top=top, pareto=pareto).table.frame()
-
-
 def trials_table(
     database: Database,
     name: str,
@@ -139,18 +126,6 @@ def trials_table(
     if sort:
         rows = sorted_rows(table, rows, sort, head.directions)
     return table if where is None and sort is None and top is None else table.take(rows[:top])
-
-
-def trials_frame(
-    database: Database,
-    name: str,
-    *,
-    where: Condition | None = None,
-    sort: str | None = None,
-    top: int | None = None,
-) -> pd.DataFrame:
-    """Return what `trials_table` finds as a frame, a row a trial."""
-    return trials_table(database, name, where=where, sort=sort, top=top).frame()
 
 
 def limits_of(head: Head) -> list[Limit]:

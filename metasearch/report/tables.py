@@ -109,7 +109,7 @@ def start_lines(frame: pd.DataFrame) -> list[str]:
 
 
 def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:
-    """Return the table of a front as `best_frame` gives it."""
+    """Return the table of a front as the table of `best` gives it."""
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("student", min_width=18)  # of what does not fit, it alone is broken into lines

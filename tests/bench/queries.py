@@ -27,7 +27,7 @@ import numpy as np
 from metasearch.errors import StorageError
 from metasearch.records import TrialResult
 from metasearch.report.database import open_database
-from metasearch.report.queries import best, trials_frame
+from metasearch.report.queries import best, trials_table
 from metasearch.report.where import parse_where
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.samplers import make_sampler
@@ -65,7 +65,7 @@ def run(*, quick: bool) -> Verdict:
         found: dict[str, tuple[Seconds, float | None]] = {"make the study": (made, None)}
         for name, (arguments, target) in commands.items():
             found[name] = median_seconds([command_seconds(arguments, url) for _ in range(repeats)]), target
-        frames = [_timed(lambda: trials_frame(open_database(url), "large")) for _ in range(repeats)]
+        frames = [_timed(lambda: trials_table(open_database(url), "large").frame()) for _ in range(repeats)]
         found["frame of all trials"] = median_seconds(frames), FRAME_S
         study = load_study(open_storage(url), "large")
         found["Optuna's get_trials"] = _timed(lambda: study.get_trials(deepcopy=False)), None

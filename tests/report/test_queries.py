@@ -25,7 +25,7 @@ from metasearch.report.database import Database, open_database
 from metasearch.report.finals import controls_frame
 from metasearch.report.fronts import front_rows
 from metasearch.report.importance import importances
-from metasearch.report.queries import best, best_frame, trials_frame
+from metasearch.report.queries import best, trials_table
 from metasearch.report.studies import studies_records
 from metasearch.report.where import parse_where
 from metasearch.search.pareto import dominates
@@ -114,7 +114,7 @@ def test_the_front_is_optunas_best_trials_with_its_constraints(url: str, request
 
 
 def test_the_front_among_trials_of_a_condition_is_that_of_a_search_over_the_rows(large: Database) -> None:
-    frame = trials_frame(large, "large")
+    frame = trials_table(large, "large").frame()
     kept = frame[(frame["state"] == "COMPLETE") & (frame["student.width"] < 16) & (frame["distill.seconds"] < 1.5)]
     costs = np.column_stack([-kept["val_accuracy"], kept["model_bytes"]])
     expected = {
@@ -143,8 +143,8 @@ def test_the_front_among_trials_of_a_condition_is_that_of_a_search_over_the_rows
     ],
 )
 def test_every_feasible_trial_is_what_the_whole_frame_keeps(large: Database, text: str) -> None:
-    everything = best_frame(large, "large", where=parse_where(text), pareto=False)
-    listed = trials_frame(large, "large", where=parse_where(text))
+    everything = best(large, "large", where=parse_where(text), pareto=False).table.frame()
+    listed = trials_table(large, "large", where=parse_where(text)).frame()
     complete = listed[listed["state"] == "COMPLETE"]
     assert len(everything) > 0
     assert sorted(everything["number"]) == complete["number"].tolist()
@@ -162,7 +162,7 @@ def test_the_studys_own_constraints_hold_in_every_answer(tmp_path: Path) -> None
     found = best(database, "limited")
     assert (found.complete, found.feasible, len(found.table)) == (9, 5, 5)
     assert max(found.table.cells["macs"]) == 50_000
-    assert trials_frame(database, "limited")["feasible"].tolist() == [True] * 5 + [False] * 5
+    assert trials_table(database, "limited").frame()["feasible"].tolist() == [True] * 5 + [False] * 5
     (described,) = studies_records(database)
     assert (described["finished"], described["complete"], described["feasible"]) == (10, 9, 5)
     assert metasearch.best("limited", pareto=False, storage=url)["macs"].max() == 50_000
@@ -186,11 +186,11 @@ def test_better_values_come_first_and_missing_ones_last(large: Database) -> None
     accuracies = worst_first.cells["val_accuracy"]
     assert accuracies == sorted(accuracies)
     smallest = best(large, "large", sort="model_bytes", top=5, pareto=False).table.cells["model_bytes"]
-    assert smallest == sorted(trials_frame(large, "large")["model_bytes"].dropna())[:5]
-    slowest = trials_frame(large, "large", sort="-val_ece", top=393)["val_ece"]
+    assert smallest == sorted(trials_table(large, "large").frame()["model_bytes"].dropna())[:5]
+    slowest = trials_table(large, "large", sort="-val_ece", top=393).frame()["val_ece"]
     assert slowest.dropna().is_monotonic_decreasing
     assert slowest.isna().tolist() == [False] * 392 + [True]
-    names = trials_frame(large, "large", sort="student.family")["student.family"]
+    names = trials_table(large, "large", sort="student.family").frame()["student.family"]
     assert names.is_monotonic_increasing
     for sort, words in (("val_acc", "did you mean val_accuracy"), ("latency_ms", "is not known for any trial")):
         with pytest.raises(InputError, match=words):
@@ -202,8 +202,8 @@ def test_names_are_known_wherever_any_trial_has_them(ten: Database) -> None:
         best(ten, "ten", where=parse_where("model_byts < 1"))
     with pytest.raises(NotFoundError, match=r"study 'tan': there is none \(did you mean ten\?\)"):
         best(ten, "tan")
-    assert len(trials_frame(ten, "ten", where=parse_where("failure = 'diverged' and test_accuracy > 1%"))) == 0
-    assert trials_frame(ten, "ten", where=parse_where("failure = 'diverged'"))["number"].tolist() == [9]
+    assert len(trials_table(ten, "ten", where=parse_where("failure = 'diverged' and test_accuracy > 1%")).frame()) == 0
+    assert trials_table(ten, "ten", where=parse_where("failure = 'diverged'")).frame()["number"].tolist() == [9]
 
 
 def test_final_runs_stand_for_what_the_search_saw(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from metasearch.errors import InputError
 from metasearch.report.database import open_database
-from metasearch.report.queries import best_frame, trials_frame
+from metasearch.report.queries import best, trials_table
 from metasearch.report.status import status_of
 from metasearch.report.studies import studies_frame
 from metasearch.search import imported
@@ -104,8 +104,8 @@ def test_questions_about_studies_are_not_confused_by_an_imported_prior(storage: 
     database, study = open_database(storage.url), load_study(storage, "usps")
     assert list(studies_frame(database)["name"]) == ["ten"]
     for ask in (
-        lambda: trials_frame(database, "usps"),
-        lambda: best_frame(database, "usps"),
+        lambda: trials_table(database, "usps").frame(),
+        lambda: best(database, "usps").table.frame(),
         lambda: status_of(study),
     ):
         with pytest.raises(InputError, match="study usps: is an imported prior, without trials"):

@@ -14,7 +14,7 @@ from metasearch.models import NetworkSpec, build_network
 from metasearch.models.weights import save_weights
 from metasearch.report.database import open_database
 from metasearch.report.finals import controls_frame
-from metasearch.report.queries import best_frame
+from metasearch.report.queries import best
 from metasearch.search.controls import START_SEEDS
 from metasearch.search.launch import Watcher, run_study
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
@@ -118,13 +118,13 @@ def test_a_search_chooses_among_the_starts_that_it_was_given_and_shows_the_choic
         "student.init leaves out maml: needs a --meta FILE of this method, which `metasearch meta-train` makes"
     ]
     database = open_database(str(storage.url))
-    frame = best_frame(database, name)
+    frame = best(database, name).table.frame()
     row = frame.iloc[0]
     assert row["student.init"] == "teacher_slice"
     assert row["initialised"] == 1
     roles = controls_frame(database, name)
-    best = roles[roles["of"] == row["number"]].set_index("seed")
-    learned, random = (best[best["role"] == role]["test_accuracy"] for role in ("final", "random"))
+    runs = roles[roles["of"] == row["number"]].set_index("seed")
+    learned, random = (runs[runs["role"] == role]["test_accuracy"] for role in ("final", "random"))
     gains = learned - random
     assert row["start_pairs"] == len(gains) == START_SEEDS
     assert row["start_gain"] == pytest.approx(gains.mean())
