@@ -22,6 +22,7 @@ from metasearch.flags import (
     Address,
     AsJson,
     DataRoot,
+    Detach,
     Device,
     Download,
     EarlierFlags,
@@ -33,6 +34,7 @@ from metasearch.flags import (
     StartFlags,
     StorageUrl,
     StudyName,
+    Submit,
     TaskFlags,
     TaskText,
     TeacherFlags,
@@ -49,6 +51,7 @@ from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
+from metasearch.submit_command import job_status, logs, stop_job, submit_arguments
 from metasearch.transfer_command import transfer
 from metasearch.watch_command import watch
 
@@ -75,6 +78,7 @@ for reading in (best, studies, trials, compare, importance, transfer, report):
 app.command()(meta_train)
 app.command()(doctor)
 app.command()(watch)
+app.command()(logs)
 
 
 @app.command()
@@ -107,6 +111,8 @@ def launch(
         str | None, typer.Option(metavar="DIR", help="Folder for weights. Default: in the home folder.")
     ] = None,
     address: Address = None,
+    submit: Submit = None,
+    detach: Detach = False,
     storage: StorageUrl = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
 ) -> None:
@@ -114,6 +120,9 @@ def launch(
 
     Example: metasearch launch fashion_mnist --data-root DIR --max-train 10000 --constraint "model_bytes<=25kB"
     """
+    if submit is not None or detach:
+        submit_arguments(submit, study=name, stem=f"{task.task}-{Path(space).stem}", storage=storage, detach=detach)
+        return
     from metasearch.search.space import load_space
     from metasearch.search.store import open_storage, storage_url
 
@@ -177,9 +186,14 @@ def resume(
     threads: Threads = 1,
     gpus_per_trial: GpusPerTrial = 0.0,
     address: Address = None,
+    submit: Submit = None,
+    detach: Detach = False,
     storage: StorageUrl = None,
 ) -> None:
     """Go on with a search that was interrupted, or enlarge one that is done."""
+    if submit is not None or detach:
+        submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach)
+        return
     _run(_store(storage), study, workers=workers, threads=threads, gpus=gpus_per_trial, address=address, trials=trials)
 
 
@@ -225,8 +239,11 @@ def run(
 
 
 @app.command()
-def stop(study: StudyName, storage: StorageUrl = None) -> None:
+def stop(study: StudyName, submit: Submit = None, storage: StorageUrl = None) -> None:
     """Ask the driver of a running search to stop cleanly; it can be resumed."""
+    if submit is not None:
+        stop_job(submit, study)
+        return
     from metasearch.search.lease import holder_of
     from metasearch.search.store import STOP, load_study
 
@@ -238,8 +255,11 @@ def stop(study: StudyName, storage: StorageUrl = None) -> None:
 
 
 @app.command()
-def status(study: StudyName, as_json: AsJson = False, storage: StorageUrl = None) -> None:
-    """Say where a search stands."""
+def status(study: StudyName, as_json: AsJson = False, submit: Submit = None, storage: StorageUrl = None) -> None:
+    """Say where a search stands; with --submit, where its job does."""
+    if submit is not None:
+        job_status(submit, study, as_json=as_json)
+        return
     from metasearch.report.status import status_of
     from metasearch.search.store import load_study
 

@@ -1,7 +1,7 @@
 """`metasearch doctor`: whether this machine has what a search needs, and what to do where it has not.
 
 Each check is a function that returns findings; it starts no Ray and changes nothing but for a file that it writes into
-the home folder and removes again.
+the home folder and removes again. With an address the nodes of a cluster are asked, too (`doctor_cluster.py`).
 """
 
 from __future__ import annotations
@@ -12,40 +12,37 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from metasearch.errors import InputError, MetasearchError, NotFoundError
-from metasearch.flags import AsJson, DataRoot, StorageUrl
+from metasearch.findings import FAILURE, OK, WARNING, Finding
+from metasearch.flags import Address, AsJson, DataRoot, StorageUrl
 from metasearch.folders import home_folder
 
 LEAST_FREE_BYTES = 2_000_000_000
 """What teachers, prepared data and artefacts of a few searches take."""
-OK, WARNING, FAILURE = "ok", "warning", "failure"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check found. level: ok, warning or failure. remedy: what to do, "" where nothing is to be done."""
-
-    what: str
-    level: str
-    text: str
-    remedy: str = ""
-
-
-def doctor(data_root: DataRoot = None, as_json: AsJson = False, storage: StorageUrl = None) -> None:
-    """Check versions, devices, folders, data and storage; a remedy stands under each line that needs one.
+def doctor(
+    data_root: DataRoot = None,
+    artefacts: Annotated[str | None, typer.Option(metavar="DIR", help="With --address: of the searches.")] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Check versions, devices, folders, data and storage, and a cluster's nodes; a remedy stands under each line that
+    needs one.
 
     Exits with 1 where a search could not run.
 
-    Example: metasearch doctor --data-root DIR
+    Example: metasearch doctor --data-root DIR --address auto
     """
-    found = list(findings(data_root=data_root, storage=storage))
+    found = list(findings(data_root=data_root, storage=storage, address=address, artefacts=artefacts))
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in found]))
     else:
@@ -57,14 +54,21 @@ def doctor(data_root: DataRoot = None, as_json: AsJson = False, storage: Storage
         raise typer.Exit(1)
 
 
-def findings(*, data_root: str | None, storage: str | None) -> Iterator[Finding]:
+def findings(
+    *, data_root: str | None, storage: str | None, address: str | None = None, artefacts: str | None = None
+) -> Iterator[Finding]:
     """Yield what every check finds."""
     yield from _versions()
     yield from _devices()
     yield from _home(home_folder())
     yield _data(data_root)
     yield _storage(storage)
-    yield _ray()
+    if address is None:
+        yield _ray()
+        return
+    from metasearch.doctor_cluster import cluster_findings
+
+    yield from cluster_findings(address, data_root=data_root, storage=storage, artefacts=artefacts)
 
 
 def _versions(requirements: Callable[[], list[str] | None] = lambda: metadata.requires("metasearch")) -> list[Finding]:

@@ -119,6 +119,10 @@ GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fract
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
 ]
+SUBMIT = typer.Option("--submit", metavar="URL", help="Of a Ray dashboard, such as http://HEAD:8265: as a job there.")
+SubmittedTo = Annotated[str, SUBMIT]
+Submit = Annotated[str | None, SUBMIT]
+Detach = Annotated[bool, typer.Option("--detach", help="With --submit: do not wait for the job's end.")]
 
 
 @dataclass(frozen=True)

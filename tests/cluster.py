@@ -49,7 +49,7 @@ class Cluster:
     token included. folder: of its logs.
     """
 
-    def __init__(self, folder: Path, *, cpus: int, environment: Mapping[str, str], network: _Network) -> None:
+    def __init__(self, folder: Path, *, cpus: int, environment: Mapping[str, str], network: Network) -> None:
         self.folder, self.cpus, self.environment = folder, cpus, dict(environment)
         self.nodes: list[Node] = []
         self._network = network
@@ -176,43 +176,56 @@ def ray_cluster(
     cpus: int = 1,
     head_cpus: int = 0,
     token: bool = True,
-    namespaces: bool | None = None,
+    on: Network | None = None,
     dashboard_host: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """Run a cluster of a head and `nodes` more with `cpus` each for as long as the block lasts.
 
-    namespaces: None for where they are permitted. dashboard_host: see `Cluster.start_head`. environment: of all nodes,
-    and so of the jobs; it is this process's own with these on top.
+    on: a network that something else is on, too, a database for instance. dashboard_host: see `Cluster.start_head`.
+    environment: of all nodes, and so of the jobs; it is this process's own with these on top.
     """
-    folder = Path(
-        tempfile.mkdtemp(prefix="ms-")
-    )  # short: Ray puts sockets below it, whose paths have at most 107 bytes
+    # short: Ray puts sockets below it, whose paths have at most 107 bytes
+    folder = Path(tempfile.mkdtemp(prefix="ms-"))
     base = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # the job's command is `python`, which must be this one
+    base["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{base.get('PATH', '')}"
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     known = {"PYTHONPATH": os.pathsep.join(paths), "RAY_AUTH_MODE": "token" if token else "disabled"}
     if token:
         known["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    network: _Network = _Bridge() if (permitted() if namespaces is None else namespaces) else _Network()
-    cluster = Cluster(folder, cpus=cpus, environment={**base, **known, **(environment or {})}, network=network)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        joined = on or stack.enter_context(network())
+        cluster = Cluster(folder, cpus=cpus, environment={**base, **known, **(environment or {})}, network=joined)
+        stack.callback(_end, cluster)
         cluster.start_head(cpus=head_cpus, dashboard_host=dashboard_host)
         cluster.start_nodes(nodes)
         if has_job_server():
             cluster.wait_for_job_server()
         yield cluster
+
+
+def _end(cluster: Cluster) -> None:
+    for number in reversed(range(len(cluster.nodes))):
+        cluster.resume(number)
+        cluster.kill(number)
+
+
+@contextlib.contextmanager
+def network(*, namespaces: bool | None = None) -> Iterator[Network]:
+    """Make the network of a cluster. namespaces: None for where they are permitted."""
+    made = Bridge() if (permitted() if namespaces is None else namespaces) else Network()
+    try:
+        yield made
     finally:
-        for number in reversed(range(len(cluster.nodes))):
-            cluster.resume(number)
-            cluster.kill(number)
-        network.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        made.close()
 
 
-class _Network:
-    """All nodes on loopback."""
+class Network:
+    """All nodes on loopback. gateway: this process's own address, as the nodes see it."""
 
-    name = ""
+    name, gateway = "", "127.0.0.1"
 
     def join(self, number: int) -> Node:
         return Node("127.0.0.1", None)
@@ -235,21 +248,17 @@ class _Network:
         pass
 
 
-class _Bridge(_Network):
+class Bridge(Network):
     """Each node in a namespace of its own, 10.X.Y.2 onwards; a bridge joins them and this process, 10.X.Y.1."""
 
     def __init__(self) -> None:
         self.name = f"ms{secrets.token_hex(3)}"
         self._subnet = f"10.{200 + secrets.randbelow(50)}.{secrets.randbelow(256)}"
         self._namespaces: list[str] = []
+        self.gateway = f"{self._subnet}.1"
         _ip("link", "add", self.name, "type", "bridge")
-        _ip("addr", "add", f"{self._subnet}.1/24", "dev", self.name)
+        _ip("addr", "add", f"{self.gateway}/24", "dev", self.name)
         _ip("link", "set", self.name, "up")
-
-    @property
-    def gateway(self) -> str:
-        """Return this process's own address."""
-        return f"{self._subnet}.1"
 
     def join(self, number: int) -> Node:
         namespace, address = f"{self.name}-{number}", f"{self._subnet}.{number + 2}"

@@ -31,8 +31,11 @@ def server_user() -> str | None:
 
 
 @contextmanager
-def running(folder: Path, binaries: Path) -> Iterator[str]:
-    """Start a server with its data in `folder`, on loopback with a password; give its URL and stop it at the end."""
+def running(folder: Path, binaries: Path, *, address: str = "127.0.0.1") -> Iterator[str]:
+    """Start a server with its data in `folder`, with a password; give its URL and stop it at the end.
+
+    address: where it listens; whoever is in a network of this machine may then come in with the password.
+    """
     user = server_user()
     if user is not None:
         shutil.chown(folder, user)
@@ -49,12 +52,14 @@ def running(folder: Path, binaries: Path) -> Iterator[str]:
             subprocess.run(command, check=True, user=user, cwd="/", stdout=output, stderr=output, timeout=60)
 
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((address, 0))
         port = free.getsockname()[1]
     call("initdb", "-D", str(data), "-U", "u", "-A", "scram-sha-256", f"--pwfile={secret}", "-N")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+    with (data / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all samenet scram-sha-256\n")
+    options = f"-p {port} -c listen_addresses={address} -c unix_socket_directories= -c fsync=off"
     call("pg_ctl", "-D", str(data), "-w", "-o", options, "-l", f"{data}/log.txt", "start")
     try:
-        yield f"postgresql+psycopg://u:{PASSWORD}@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg://u:{PASSWORD}@{address}:{port}/postgres"
     finally:
         call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")

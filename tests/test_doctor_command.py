@@ -8,7 +8,8 @@ from typing import Any
 import optuna
 import pytest
 
-from metasearch.doctor_command import FAILURE, OK, WARNING, Finding, _home, _versions, findings
+from metasearch.doctor_command import _home, _versions, findings
+from metasearch.findings import FAILURE, OK, WARNING, Finding
 from tests.command_line import Run
 
 

@@ -5,7 +5,8 @@ New and interrupted ones are driven alike, so that a search that was interrupted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Timer
@@ -23,8 +24,10 @@ from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.garbage import claim
 from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
+from metasearch.search.nodes import Reach, check_nodes, versions_here
 from metasearch.search.objectives import Constraint
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
+from metasearch.search.placement import memory_share
 from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
 from metasearch.search.prepare import check_writable, possible_with_files
 from metasearch.search.priors import load_warm_start
@@ -88,12 +91,36 @@ def run_study(
                 description = replace(description, trials=trials)
                 study.set_user_attr(DESCRIPTION, asdict(description))
             claim(Path(description.artefacts) / name, storage)
-            with stopping_on_signals(stop):
-                return _Search(storage, study, description, resources, watcher or Watcher(), stop).run(final=final)
+            heard = watcher or Watcher()
+            with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
+                return _Search(storage, study, description, resources, heard, stop).run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
             return Outcome(study, stopped=stop.reason or "interrupted")
         finally:
             lease.release()
+
+
+@contextmanager
+def _cluster_checked(
+    description: StudyDescription, resources: Resources, tell: Callable[[str], None]
+) -> Iterator[None]:
+    """Join the cluster that trials are to run on, and check its nodes, before a teacher is trained for nothing."""
+    if resources.address is None:
+        yield
+        return
+    with ray_running(resources):
+        reach = Reach(task=TaskSource(**description.task), artefacts=description.artefacts)
+        check_nodes(reach, cpus=resources.threads, gpus=resources.gpus, tell=tell)
+        yield
+
+
+def _trial_device(resources: Resources, device: str) -> str:
+    """Return where trials run: on their share of a GPU, which the driver's machine need not have; else, on a cluster,
+    where some nodes may have none, on the cores. device: of the driver.
+    """
+    if resources.gpus > 0:
+        return "cuda"
+    return device if resources.address is None else "cpu"
 
 
 @dataclass
@@ -127,10 +154,12 @@ class _Search:
         prepare = PipelineWorker.of(
             source,
             teacher,
-            device=d.device,
+            device=_trial_device(self.resources, d.device),
             threads=self.resources.threads,
             initial=initial,
             joint=None if d.source is None else TaskSource(**d.source),
+            gpu_memory=memory_share(self.resources.gpus),
+            versions={} if self.resources.address is None else versions_here(),
         )
         timer = Timer(d.timeout_s, self.stop.set, ["the time limit was reached"]) if d.timeout_s else None
         if timer is not None:

@@ -12,6 +12,7 @@ import torch
 
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
+from metasearch.search.nodes import check_versions
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher
@@ -33,6 +34,8 @@ class PipelineWorker:
     """Opens the task and the teacher in a worker process; sent there once, the logits (as arrays) without a copy.
 
     joint: of the source task of a joint training. initial: weights files by the initialisation, on every node.
+    gpu_memory: the share of its GPU's memory that the process may take, None for all. versions: of the driver's
+    packages, which this process must have too; empty on the driver's own machine.
     """
 
     source: TaskSource
@@ -43,6 +46,8 @@ class PipelineWorker:
     threads: int
     initial: Mapping[str, Path] = field(default_factory=dict)
     joint: TaskSource | None = None
+    gpu_memory: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -54,16 +59,24 @@ class PipelineWorker:
         threads: int,
         initial: Mapping[str, Path] | None = None,
         joint: TaskSource | None = None,
+        gpu_memory: float | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> PipelineWorker:
         """Return the worker of a task and its teacher, whose tensors travel as arrays."""
         logits, features = (
             {name: tensor.numpy() for name, tensor in tensors.items()} for tensors in (teacher.logits, teacher.features)
         )
         bare = replace(teacher, logits={}, features={})
-        return cls(source, bare, logits, features, device, threads, initial or {}, joint)
+        return cls(
+            source, bare, logits, features, device, threads, initial or {}, joint, gpu_memory, dict(versions or {})
+        )
 
     def __call__(self) -> Shared:
-        """Return what every trial shares."""
+        """Return what every trial shares. Raises MetasearchError for another version than the driver's."""
+        check_versions(self.versions)
+        if self.gpu_memory is not None and self.device == "cuda":
+            # Ray divides a device by counting only; without this one trial could take the memory of its neighbours
+            torch.cuda.set_per_process_memory_fraction(self.gpu_memory)
         torch.set_num_threads(self.threads)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -24,7 +24,9 @@ from ray.tune.search import Searcher
 
 from metasearch.errors import MetasearchError
 from metasearch.records import EpochReport
+from metasearch.search.connect import check_reachable
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
+from metasearch.search.placement import slots
 from metasearch.search.store import LOST
 from metasearch.search.worker import Evaluate, TrialOutcome, TrialRequest, TrialWorker
 
@@ -90,19 +92,24 @@ def stopping_on_signals(stop: StopFlag) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ray_running(resources: Resources) -> Iterator[None]:
-    """Connect to the cluster at the address, or run Ray on this machine for as long as the block lasts."""
+    """Connect to the cluster at the address, or run Ray on this machine for as long as the block lasts.
+
+    Raises MetasearchError for a cluster that does not answer, or refuses us.
+    """
     if ray.is_initialized():
         yield
         return
-    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": _local_cpus(resources)}
     on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address=resources.address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        **({} if resources.address else local),
-    )
+    logs: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if resources.address is None:
+        ray.init(include_dashboard=False, num_cpus=_local_cpus(resources), **logs)
+    else:
+        check_reachable(resources.address)
+        try:
+            ray.init(address=resources.address, **logs)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            cause = " ".join(str(error).split())
+            raise MetasearchError(f"Ray at {resources.address}: {cause}; outside its nodes use --submit") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # ray.init takes SIGTERM, and would exit where it stands
     try:
@@ -117,14 +124,13 @@ def _local_cpus(resources: Resources) -> int:
 
 
 def _most_at_once(resources: Resources) -> int:
-    """Return how many trials may run at once: as asked, else as many as fit the cluster as it is now."""
+    """Return how many trials may run at once: as asked, else as many as fit the nodes that are there now.
+
+    At least one, which waits where none fits: an autoscaler starts a node for it.
+    """
     if resources.workers is not None:
         return resources.workers
-    there = ray.cluster_resources()
-    fitting = [there.get("CPU", 0.0) // resources.threads]
-    if resources.gpus > 0:
-        fitting.append(there.get("GPU", 0.0) // resources.gpus)
-    return max(1, int(min(fitting)))
+    return max(1, slots(ray.nodes(), cpus=resources.threads, gpus=resources.gpus))
 
 
 def drive(

@@ -1,0 +1,195 @@
+"""Ray's job server, over its documented REST interface: submit a command line, follow it, stop it.
+
+Not through Ray's own client: importing it takes seconds and the dashboard's packages, RAY_ADDRESS in the environment
+overrules the address that it is given, and a refusal comes as several lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from metasearch.errors import InputError, MetasearchError, NotFoundError
+from metasearch.search.connect import TOKEN_REMEDY
+
+TIMEOUT_S = 30.0
+POLL_S = 1.5
+STUDY = "metasearch_study"
+"""The key of a job's metadata that names its study."""
+STOP_WAIT_S = 60
+"""Seconds that a driver has to stop in good order; Ray's own 3 would kill it amid its books."""
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job. status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. started, ended: Unix time, or None."""
+
+    id: str
+    study: str
+    status: str
+    message: str
+    exit_code: int | None
+    started: float | None
+    ended: float | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, however."""
+        return self.status in ENDED
+
+
+class JobServer:
+    """The job server at a URL such as http://HEAD:8265, asked with the token that Ray would use here.
+
+    Every method raises MetasearchError, with the next step, where it does not answer or refuses.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not re.fullmatch(r"https?://[^/@?#]+/?", url):
+            raise InputError("--submit", "must be the URL of a Ray dashboard, such as http://HEAD:8265", url)
+        self.url = url.rstrip("/")
+        self._token = token()
+
+    def submit(self, arguments: Sequence[str], study: str, *, files: Mapping[str, bytes]) -> str:
+        """Start `python -m metasearch arguments...` on the head, in a folder with the files; return the job's id.
+
+        Nothing of this machine's environment goes along: the storage's password is the head's own affair.
+        """
+        job = f"metasearch-{re.sub('[^A-Za-z0-9._-]', '-', study)}-{uuid.uuid4().hex[:8]}"
+        environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
+        if files:
+            environment["working_dir"] = self._upload(files)
+        self._ask(
+            "POST",
+            "/api/jobs/",
+            {
+                "entrypoint": command_text(arguments),
+                "submission_id": job,
+                "metadata": {STUDY: study},
+                "runtime_env": environment,
+            },
+        )
+        return job
+
+    def _upload(self, files: Mapping[str, bytes]) -> str:
+        """Put the files into the cluster's memory, as a package that Ray unpacks for the job; return its URI."""
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in sorted(files.items()):
+                archive.writestr(zipfile.ZipInfo(name), content)  # without a time: the same files, the same package
+        name = f"_ray_pkg_{hashlib.md5(packed.getvalue(), usedforsecurity=False).hexdigest()}.zip"
+        self._ask("PUT", f"/api/packages/gcs/{name}", packed.getvalue())
+        return f"gcs://{name}"
+
+    def job(self, job: str) -> Job:
+        """Return where a job stands."""
+        return _job_of(json.loads(self._ask("GET", f"/api/jobs/{job}")))
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs of ours that the cluster remembers, the last first."""
+        listed = json.loads(self._ask("GET", "/api/jobs/"))
+        ours = [_job_of(each) for each in listed if STUDY in (each.get("metadata") or {})]
+        return sorted(ours, key=lambda job: job.started or 0.0, reverse=True)
+
+    def job_of(self, study: str) -> Job:
+        """Return the last job of a study. Raises NotFoundError, with the studies there are."""
+        jobs = self.jobs()
+        for job in jobs:
+            if job.study == study:
+                return job
+        known = ", ".join(sorted({job.study for job in jobs})) or "none"
+        raise NotFoundError(f"study {study!r}: no job of this name at {self.url}; there are: {known}")
+
+    def logs(self, job: str) -> str:
+        """Return what a job has written so far."""
+        return str(json.loads(self._ask("GET", f"/api/jobs/{job}/logs"))["logs"])
+
+    def follow(self, job: str) -> Iterator[str]:
+        """Yield what a job writes, as it comes, until it has ended."""
+        shown = 0
+        while True:
+            over = self.job(job).is_over  # before its logs, so that its last words are among them
+            written = self.logs(job)
+            if len(written) > shown:
+                yield written[shown:]
+                shown = len(written)
+            if over:
+                return
+            time.sleep(POLL_S)
+
+    def stop(self, job: str) -> bool:
+        """Ask a job to stop in good order; return whether it was running."""
+        return bool(json.loads(self._ask("POST", f"/api/jobs/{job}/stop"))["stopped"])
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | bytes | None = None) -> bytes:
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": kind}, method=method)
+        if self._token is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+                return bytes(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                what = "asks for a token" if error.code == 401 else "refused our token"
+                raise MetasearchError(f"job server {self.url}: {what}; {TOKEN_REMEDY}") from error
+            said = error.read().decode(errors="replace").strip().splitlines()
+            raise MetasearchError(f"job server {self.url}: {said[-1] if said else error.reason}") from error
+        except (OSError, HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            next_step = "is that the head's dashboard, and its port open to this machine?"
+            raise MetasearchError(f"job server {self.url}: no answer ({cause}); {next_step}") from error
+
+
+def command_text(arguments: Sequence[str]) -> str:
+    """Return the shell command that runs metasearch with these arguments."""
+    import shlex
+
+    return f"python -m metasearch {shlex.join(arguments)}"
+
+
+def token() -> str | None:
+    """Return the token that Ray would use here: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; None.
+
+    Raises InputError where the file of RAY_AUTH_TOKEN_PATH cannot be read.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return text
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError as error:
+        if named:
+            raise InputError("RAY_AUTH_TOKEN_PATH", f"cannot be read ({error.strerror})", named) from error
+        return None
+
+
+def _job_of(raw: Mapping[str, Any]) -> Job:
+    started, ended = (raw.get(name) for name in ("start_time", "end_time"))
+    return Job(
+        id=str(raw.get("submission_id")),
+        study=(raw.get("metadata") or {}).get(STUDY, ""),
+        status=str(raw["status"]),
+        message=raw.get("message") or "",
+        exit_code=raw.get("driver_exit_code"),
+        started=None if started is None else started / 1000,
+        ended=None if not ended else ended / 1000,
+    )

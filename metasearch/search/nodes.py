@@ -1,0 +1,269 @@
+"""What the nodes of a cluster have: one tiny task looks around on each, before the first trial runs there.
+
+A search whose nodes differ in metasearch, torch or optuna would mix results that cannot be compared; one whose nodes
+do not see the artefact folder would lose weights. Both are refused with a line that names the node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import platform
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from metasearch.errors import MetasearchError
+from metasearch.search.placement import memory_line, slots
+from metasearch.tasks import TaskSource
+
+WAIT_S = 60.0
+"""A node that has not answered by then is said to be silent; its first worker process starts within seconds."""
+PACKAGES = ("metasearch", "ray", "torch", "optuna")
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What was found on a node.
+
+    node: its address. problems: by "data", "artefacts" and "storage", of what it does not reach. devices: name and
+    bytes of each GPU. token: whether its Ray asks for one. clock_s: by how much its clock is ahead of the driver's, at
+    least. silent: why it has not answered, "" if it has.
+    """
+
+    node: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    devices: tuple[tuple[str, int], ...] = ()
+    token: bool = False
+    clock_s: float = 0.0
+    silent: str = ""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a node is to reach. artefacts: a folder, or a URL. storage: host and port of a database server."""
+
+    task: TaskSource | None = None
+    data_root: str | None = None
+    artefacts: str | None = None
+    storage: tuple[str, int] | None = None
+
+
+def versions_here() -> dict[str, str]:
+    """Return what must be alike on all nodes, as it is in this process: versions, and a hash of the package's files."""
+    here = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself asks for no more
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            here[name] = metadata.version(name).partition("+")[0]  # the build, such as +cpu, may differ
+    return here | {"package": package_digest()}
+
+
+@cache
+def package_digest() -> str:
+    """Return a hash of the files of this package, 12 hexadecimal digits."""
+    spec = importlib.util.find_spec("metasearch")
+    assert spec is not None
+    assert spec.origin is not None
+    folder = Path(spec.origin).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Return what differs, a text each: the name, what a node has, and what the driver has."""
+    names = [name for name in here if there.get(name) != here[name]]
+    if "metasearch" in names and "package" in names:
+        names.remove("package")  # of another version anyway
+    label = {"package": "metasearch's files"}
+    return [f"{label.get(name, name)} {there.get(name, 'not there')}, the driver's {here[name]}" for name in names]
+
+
+def check_versions(expected: Mapping[str, str]) -> None:
+    """Raise MetasearchError unless this process has what the driver has: a node that joined later is told here.
+
+    expected: empty where there is nothing to compare, on the driver's own machine.
+    """
+    if expected and (wrong := differences(versions_here(), expected)):
+        raise MetasearchError(f"node {socket.gethostname()}: {'; '.join(wrong)}; install the driver's versions there")
+
+
+def examine(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a NodeReport says of the machine that this runs on, as plain values; the problems alone raise not.
+
+    wanted: the fields of a Reach, the task as plain values, and `probe`, a file that the driver has put there.
+    """
+    checks: dict[str, Callable[[], None]] = {}
+    if wanted["task"] is not None:
+        checks["data"] = lambda: locate_data(TaskSource(**wanted["task"]))
+    if wanted["data_root"] is not None:
+        checks["data"] = lambda: os.scandir(wanted["data_root"]).close()
+    if wanted["artefacts"] is not None:
+        checks["artefacts"] = lambda: write_beside(wanted["artefacts"], wanted["probe"])
+    if wanted["storage"] is not None:
+        checks["storage"] = lambda: socket.create_connection(wanted["storage"], timeout=5).close()
+    problems = {}
+    for name, check in checks.items():
+        try:
+            check()
+        except (OSError, MetasearchError) as error:
+            problems[name] = " ".join(str(error).split())
+    token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    return {"versions": versions_here(), "problems": problems, "devices": gpu_devices(), "token": token}
+
+
+def locate_data(source: TaskSource) -> None:
+    """Raise NotFoundError or InputError where a task's files are not to be read here; no data set is fetched."""
+    from metasearch.tasks.families import is_domain
+    from metasearch.tasks.raw import Request
+    from metasearch.tasks.sources import PYTHON_PREFIX, find_source
+
+    if source.download or source.text.startswith(PYTHON_PREFIX) or is_domain(source.text):
+        return
+    kind, argument = find_source(source.text)
+    kind.locate(Request(argument, source.root(), source.image_size, skip_corrupt=source.skip_corrupt))
+
+
+def write_beside(folder: str, probe: str) -> None:
+    """Raise OSError unless a file can be written to the folder, and the driver's `probe` is seen there."""
+    own = f"{probe}-{uuid.uuid4().hex}"
+    if "://" in folder:
+        import fsspec
+
+        files, root = fsspec.core.url_to_fs(folder)
+        if not files.exists(f"{root}/{probe}"):
+            raise FileNotFoundError(f"{folder}: is not what the driver sees under this name")
+        files.pipe_file(f"{root}/{own}", b"")
+        files.rm_file(f"{root}/{own}")
+        return
+    place = Path(folder)
+    if not (place / probe).exists():
+        raise FileNotFoundError(f"{folder}: is not the folder that the driver sees; it must be shared")
+    (place / own).touch()
+    (place / own).unlink()
+
+
+def gpu_devices() -> list[tuple[str, int]]:
+    """Return name and bytes of each GPU of this machine, whatever of them Ray gives the process that asks."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # no driver: no device
+        return []
+    rows = [line.rsplit(",", 1) for line in said.splitlines() if "," in line]
+    return [(name.strip(), int(mebibytes) * 2**20) for name, mebibytes in rows if mebibytes.strip().isdigit()]
+
+
+def look_around(reach: Reach) -> list[NodeReport]:
+    """Return what every living node has and reaches. Ray must be running.
+
+    Each node is asked twice, the second time for its clock alone: its first process takes seconds to start, which
+    would hide a clock that is wrong by as much.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    look, clock = (ray.remote(num_cpus=0, max_retries=0)(function) for function in _by_value())
+    on = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive}
+    with _probe(reach.artefacts) as probe:
+        wanted = {**asdict(reach), "probe": probe}
+        asked = {node: look.options(scheduling_strategy=place).remote(wanted) for node, place in on.items()}
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=WAIT_S)
+        reports = []
+        for node in alive:
+            address, answer = node["NodeManagerAddress"], asked[node["NodeID"]]
+            try:
+                found = ray.get(answer, timeout=0)
+                before = time.time()
+                there = ray.get(clock.options(scheduling_strategy=on[node["NodeID"]]).remote(), timeout=WAIT_S)
+            except ray.exceptions.GetTimeoutError:
+                reports.append(NodeReport(address, silent=f"no answer in {WAIT_S:.0f} s"))
+            except ray.exceptions.RayError as error:
+                reports.append(NodeReport(address, silent=" ".join(str(error).split())[-200:]))
+            else:
+                ahead = there - min(max(there, before), time.time())  # 0 where it may as well be right
+                found["devices"] = tuple(map(tuple, found.get("devices", ())))
+                reports.append(NodeReport(address, clock_s=ahead, **found))
+    return reports
+
+
+def _by_value() -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], Callable[[], float]]:
+    """Return `examine` and a clock as functions that Ray sends whole: they run where metasearch is missing or older."""
+
+    def look(wanted: Mapping[str, Any]) -> dict[str, Any]:
+        from importlib import metadata
+
+        try:
+            from metasearch.search.nodes import examine
+        except ImportError:
+            try:
+                return {"versions": {"metasearch": metadata.version("metasearch")}}
+            except metadata.PackageNotFoundError:
+                return {"versions": {}}
+        return examine(wanted)
+
+    def clock() -> float:
+        import time
+
+        return time.time()
+
+    return look, clock
+
+
+@contextmanager
+def _probe(artefacts: str | None) -> Iterator[str]:
+    """Put a file into the artefact folder for as long as the nodes look for it; give its name."""
+    name = f".probe-{uuid.uuid4().hex}"
+    if artefacts is None:
+        yield name
+    elif "://" in artefacts:
+        import fsspec
+
+        files, root = fsspec.core.url_to_fs(artefacts)
+        files.pipe_file(f"{root}/{name}", b"")
+        try:
+            yield name
+        finally:
+            files.rm_file(f"{root}/{name}")
+    else:
+        Path(artefacts).mkdir(parents=True, exist_ok=True)
+        (Path(artefacts) / name).touch()
+        try:
+            yield name
+        finally:
+            (Path(artefacts) / name).unlink(missing_ok=True)
+
+
+def refusals(reports: Sequence[NodeReport], here: Mapping[str, str]) -> list[str]:
+    """Return a text for each node that trials must not run on: it is silent, differs, or does not reach something."""
+    lines = []
+    for report in reports:
+        wrong = [report.silent] if report.silent else [*differences(report.versions, here), *report.problems.values()]
+        lines += [f"node {report.node}: {'; '.join(wrong)}"] if wrong else []
+    return lines
+
+
+def check_nodes(reach: Reach, *, cpus: float, gpus: float, tell: Callable[[str], None]) -> None:
+    """Look around on all nodes and say how many trials fit; raise MetasearchError where a node must not run any."""
+    import ray
+
+    reports = look_around(reach)
+    if lines := refusals(reports, versions_here()):
+        raise MetasearchError(f"{'; '.join(lines)}; `metasearch doctor --address` shows all")
+    fitting = slots(ray.nodes(), cpus=cpus, gpus=gpus)
+    tell(f"{len(reports)} nodes of one version, {fitting} trials at once")
+    if line := memory_line([device for report in reports for device in report.devices], gpus):
+        tell(line)

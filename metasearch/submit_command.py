@@ -1,0 +1,191 @@
+"""`--submit URL`: the same command line as a job on a Ray cluster, and status, logs and stop of it. Loads no ray."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metasearch.errors import InputError, MetasearchError
+from metasearch.flags import StudyName, SubmittedTo
+
+if TYPE_CHECKING:
+    from metasearch.search.jobs import Job, JobServer
+
+MOST_CARRIED_BYTES = 1_000_000
+"""Of a file that goes along: it is kept in the memory of the cluster's head."""
+CARRIED = ("--space", "--enqueue")
+"""Files that are read once, when the study is made, and may therefore lie on the submitter's machine."""
+PATHS, PERHAPS_PATHS = ("--data-root", "--teacher-weights", "--meta"), ("--artefacts", "--teacher", "--init-from")
+"""What a resumed search reads again, or every node: paths on the cluster; the latter may be something else."""
+NO_PATHS = ("-", "own")
+"""What --teacher-weights takes beside files."""
+
+KNOWN_CODES = (1, 2, 3, 4, 5, 130)
+
+
+def submit_arguments(url: str | None, *, study: str | None, stem: str, storage: str | None, detach: bool) -> None:
+    """Run this process's own command line as a job at `url`, and follow it unless `detach`; exit as it does.
+
+    study: None for a new name that begins with `stem`. Ctrl-C ends the following alone.
+    """
+    if url is None:
+        raise InputError("--detach", "needs --submit")
+    from metasearch.search.jobs import JobServer
+    from metasearch.search.names import storage_url
+
+    if storage is not None:
+        check_storage_there(storage_url(storage))
+    name = study or f"{re.sub('[^A-Za-z0-9._-]+', '-', stem)}-{secrets.token_hex(3)}"
+    carried, files = packed(job_arguments(sys.argv[1:], name=None if study else name))
+    server = JobServer(url)
+    job = server.submit(carried, name, files=files)
+    err(f"study {name}: job {job}; it uses the storage of the head's METASEARCH_STORAGE unless --storage says")
+    how = f"metasearch logs|status|stop {name} --submit {server.url}"
+    if detach:
+        err(how)
+        return
+    try:
+        followed = _follow(server, job)
+    except KeyboardInterrupt:
+        err(f"the job runs on; {how}")
+        sys.exit(130)
+    _exit_as(followed)
+
+
+def job_arguments(arguments: Sequence[str], *, name: str | None) -> list[str]:
+    """Return the arguments without `--submit URL` and `--detach`, with `--address auto`, and with a name if given.
+
+    Raises InputError for an address of another cluster.
+    """
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--submit":
+            skip = True
+        elif argument != "--detach" and not argument.startswith("--submit="):
+            kept.append(argument)
+    if "--address" in kept or any(argument.startswith("--address=") for argument in kept):
+        raise InputError("--address", "must not be given with --submit: the job runs in the cluster that it names")
+    return [*kept, "--address", "auto", *(["--name", name] if name is not None else [])]
+
+
+def packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
+    """Return the arguments as the job gets them, and the files that go along, by their name in its folder.
+
+    Raises InputError for a file that is too large to go along, and a relative path that the cluster could not find.
+    """
+    given: list[str] = []
+    files: dict[str, bytes] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag not in (*CARRIED, *PATHS, *PERHAPS_PATHS):
+            given.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        path = Path(value).expanduser()
+        if flag in CARRIED and path.is_file():
+            value = f"{flag.strip('-')}-{path.name}"
+            files[value] = _content(path, flag)
+        elif not path.is_absolute() and (path.exists() or (flag in PATHS and value not in NO_PATHS)):
+            raise InputError(flag, "must be an absolute path with --submit, which the head and all nodes see", value)
+        given.append(f"{flag}={value}")
+    return given, files
+
+
+def _content(path: Path, flag: str) -> bytes:
+    size = path.stat().st_size
+    if size > MOST_CARRIED_BYTES:
+        rule = f"must be at most {MOST_CARRIED_BYTES / 1e6:g} MB to go along with --submit"
+        raise InputError(f"{flag} {path}", rule, f"{size / 1e6:.1f} MB")
+    return path.read_bytes()
+
+
+def check_storage_there(url: str) -> None:
+    """Raise InputError for a SQLite file with a relative path: the job's folder on the head is gone with the job."""
+    from metasearch.search.names import SQLITE
+
+    if url.startswith(SQLITE) and not url.removeprefix(SQLITE).startswith("/"):
+        raise InputError("--storage", "must have an absolute path with --submit (sqlite:////...), on the head", url)
+
+
+def logs(
+    study: StudyName,
+    submit: SubmittedTo,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has ended; exit as it does.")] = False,
+) -> None:
+    """Print what the last job of a study has written.
+
+    Example: metasearch logs STUDY --submit http://HEAD:8265 --follow
+    """
+    from metasearch.search.jobs import JobServer
+
+    server = JobServer(submit)
+    job = server.job_of(study)
+    if follow:
+        _exit_as(_follow(server, job.id))
+    typer.echo(server.logs(job.id), nl=False)
+
+
+def job_status(url: str, study: str, *, as_json: bool) -> None:
+    """Print where the last job of a study stands."""
+    from metasearch.search.jobs import JobServer
+
+    job = JobServer(url).job_of(study)
+    if as_json:
+        typer.echo(json.dumps(asdict(job)))
+        return
+    ended = f", exit code {job.exit_code}" if job.exit_code is not None else ""
+    typer.echo(f"{study}: job {job.id} {job.status}{ended}")
+    if job.status == "FAILED" and job.message:
+        typer.echo(job.message.strip().splitlines()[-1])
+
+
+def stop_job(url: str, study: str) -> None:
+    """Ask the driver of a study's job to stop in good order; it can be resumed."""
+    from metasearch.search.jobs import STOP_WAIT_S, JobServer
+
+    server = JobServer(url)
+    job = server.job_of(study)
+    if job.is_over or not server.stop(job.id):
+        raise MetasearchError(f"study {study}: its job {job.id} has ended ({job.status})")
+    err(f"asked job {job.id} to stop; within {STOP_WAIT_S} s it does, or is killed. Either way it can be resumed")
+
+
+def exit_code(job: Job) -> int:
+    """Return the exit code of a job that has ended as ours: the driver's own, 130 for one that was stopped, else 1."""
+    if job.status == "SUCCEEDED":
+        return 0
+    if job.status == "STOPPED":
+        return 130
+    return job.exit_code if job.exit_code in KNOWN_CODES else 1
+
+
+def _follow(server: JobServer, job: str) -> Job:
+    for text in server.follow(job):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    return server.job(job)
+
+
+def _exit_as(job: Job) -> None:
+    code = exit_code(job)
+    if job.status != "SUCCEEDED":
+        cause = "" if job.exit_code is not None else f": {' '.join(job.message.split())[:300]}"
+        err(f"job {job.id} {job.status}{cause}")
+    sys.exit(code)
+
+
+def err(text: str) -> None:
+    """Write a message for whoever sits there."""
+    sys.stderr.write(f"{text}\n")
