@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,7 +177,7 @@ def test_ctrl_c_leaves_the_job_running(metasearch: Run, server: FakeJobServer, m
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs.time, "sleep", interrupted)
+    monkeypatch.setattr(time, "sleep", interrupted)
     code, _, err = metasearch("launch", "digits", "--name", "s", "--submit", server.url)
     assert code == 130
     assert f"the job runs on; metasearch logs|status|stop s --submit {server.url}" in err

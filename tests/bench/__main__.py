@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from tests.bench import (
+    cluster,
     distillation,
     episodes,
     few_shot,
@@ -43,8 +44,9 @@ STUDIES = {
     "sinusoid": sinusoid.run,
     "omniglot": omniglot.run,
     "transfer": transfer.run,
+    "cluster": cluster.run,
 }
-"""What is measured of the methods rather than of the program's speed: by name only."""
+"""What is measured of the methods, or with a cluster, rather than of the program's speed: by name only."""
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ import torch
 
 import metasearch
 from metasearch.errors import MetasearchError
-from metasearch.search import nodes, pipeline_worker
+from metasearch.search import nodes
 from metasearch.search.connect import check_reachable
 from metasearch.search.nodes import NodeReport, Reach, check_versions, differences, examine, refusals, versions_here
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
@@ -129,7 +129,7 @@ def test_a_worker_bounds_its_gpu_memory_before_anything_is_loaded(
     def stop(*_: object) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(pipeline_worker.torch, "set_num_threads", stop)
+    monkeypatch.setattr(torch, "set_num_threads", stop)
     worker = PipelineWorker(TaskSource("digits"), NO_TEACHER, {}, {}, device, 1, gpu_memory=0.25)
     with pytest.raises(InterruptedError):
         worker()

@@ -25,10 +25,10 @@ def placed_one_by_one(cpus: int, gpus: int, *, threads: int, tenths: int) -> int
             for index in free:
                 devices[index] = 0
         elif tenths:
-            index = next((index for index, room in enumerate(devices) if room >= tenths), None)
-            if index is None:
+            with_room = [index for index, room in enumerate(devices) if room >= tenths]
+            if not with_room:
                 break
-            devices[index] -= tenths
+            devices[with_room[0]] -= tenths
         cpus, count = cpus - threads, count + 1
     return count
 
