@@ -85,6 +85,12 @@ def launch(
     name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
     trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32,
     timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None,
+    trial_timeout: Annotated[
+        str | None, typer.Option(help="A trial that takes longer has failed, hung or not.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(min=0, help="End the search when its trials have used so many.")
+    ] = None,
     workers: Workers = None,
     threads: Threads = 1,
     gpus_per_trial: GpusPerTrial = 0.0,
@@ -104,7 +110,10 @@ def launch(
     seed: Seed = 0,
     task: TaskFlags,
     artefacts: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder for weights. Default: in the home folder.")
+        str | None,
+        typer.Option(
+            metavar="DIR|URL", help="For weights; of any file system of fsspec's. Default: in the home folder."
+        ),
     ] = None,
     address: Address = None,
     storage: StorageUrl = None,
@@ -119,7 +128,8 @@ def launch(
 
     url = storage_url(storage)
     source = task.source(seed)
-    timeout_s = None if timeout is None else seconds(timeout)
+    if gpu_hours is not None and not gpus_per_trial:
+        raise InputError("--gpu-hours", "needs --gpus-per-trial", gpu_hours)
     loaded = load_space(space)
     store = open_storage(url, create=True)
     from metasearch.search.prepare import Options, prepare_study
@@ -147,7 +157,9 @@ def launch(
         teacher=teacher.source(),
         device=device,
         early_stopping=early_stopping,
-        timeout_s=timeout_s,
+        timeout_s=None if timeout is None else seconds(timeout),
+        trial_timeout_s=None if trial_timeout is None else seconds(trial_timeout, place="--trial-timeout"),
+        gpu_hours=gpu_hours,
         enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
         warm_start=warm_start,
@@ -177,10 +189,22 @@ def resume(
     threads: Threads = 1,
     gpus_per_trial: GpusPerTrial = 0.0,
     address: Address = None,
+    accept_versions: Annotated[
+        bool, typer.Option("--accept-versions", help="Go on although other versions of torch, ... made the study.")
+    ] = False,
     storage: StorageUrl = None,
 ) -> None:
     """Go on with a search that was interrupted, or enlarge one that is done."""
-    _run(_store(storage), study, workers=workers, threads=threads, gpus=gpus_per_trial, address=address, trials=trials)
+    _run(
+        _store(storage),
+        study,
+        trials=trials,
+        accept_versions=accept_versions,
+        workers=workers,
+        threads=threads,
+        gpus=gpus_per_trial,
+        address=address,
+    )
 
 
 @app.command()
@@ -361,7 +385,9 @@ def _storage_errors() -> Iterator[None]:
             raise error
 
 
-def _run(store: RDBStorage, name: str, *, trials: int | None = None, **resources: Any) -> None:
+def _run(
+    store: RDBStorage, name: str, *, trials: int | None = None, accept_versions: bool = False, **resources: Any
+) -> None:
     from metasearch.report.display import Display
     from metasearch.search.launch import run_study
     from metasearch.search.runner import Resources
@@ -370,7 +396,14 @@ def _run(store: RDBStorage, name: str, *, trials: int | None = None, **resources
     console.print(f"study {name}")
     try:
         with Display(console) as display:
-            outcome = run_study(store, name, resources=Resources(**resources), watcher=display, trials=trials)
+            outcome = run_study(
+                store,
+                name,
+                resources=Resources(**resources),
+                watcher=display,
+                trials=trials,
+                accept_versions=accept_versions,
+            )
     except KeyboardInterrupt:
         _interrupted("interrupted", name, console)
     _print_outcome(store, outcome, console)

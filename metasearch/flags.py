@@ -245,9 +245,9 @@ def read_configurations(path: str) -> list[dict[str, Any]]:
     return found
 
 
-def seconds(text: str) -> float:
-    """Return the seconds that a text such as 90s, 30m or 2h means."""
+def seconds(text: str, *, place: str = "--timeout") -> float:
+    """Return the seconds that a text such as 90s, 30m or 2h means. Raises InputError, which names the place."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
     if match is None:
-        raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
+        raise InputError(place, "must be a number with s, m or h, such as 30m", text)
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]

@@ -51,7 +51,7 @@ def finished_study(url: str, name: str, folder: Path, *, trials: int = 10, **cha
         seed=0,
         objectives=tuple(description.objectives),
         constraints=tuple(map(Constraint.parse, description.constraints)),
-        artefacts=Path(description.artefacts) / name,
+        artefacts=f"{description.artefacts}/{name}",
     )
     for index in range(trials):
         number, proposal, seed = ledger.ask()

@@ -204,7 +204,7 @@ def test_nothing_reads_the_test_split_before_the_final_runs(report: Report) -> N
     assert predictions(replace(facts, controls=()), 0) == (
         "its final runs are not done, and until then nothing reads the test split"
     )
-    assert predictions(facts, 0) == "its network is not on this machine"
+    assert predictions(facts, 0) == "its network is not to be had from this machine"
 
 
 def test_a_study_of_another_program_is_reported_without_what_it_does_not_know(tmp_path: Path) -> None:

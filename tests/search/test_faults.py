@@ -43,7 +43,7 @@ def books_of(url: str, target: int) -> Ledger:
         target=target,
         seed=5,
         objectives=("val_accuracy", "macs"),
-        artefacts=Path(url.removeprefix("sqlite:///")).parent / "artefacts",
+        artefacts=str(Path(url.removeprefix("sqlite:///")).parent / "artefacts"),
     )
 
 
@@ -61,8 +61,9 @@ def main(url: str, target: int) -> int:
             time.sleep(seconds)
             yield EpochReport("distill", epoch, 3, 0.1, x, 10, 0.1, 1.0, 0.1)
         assert request.folder is not None
-        request.folder.mkdir(parents=True, exist_ok=True)
-        (request.folder / "weights").write_text(json.dumps([request.config, request.seed]))
+        folder = Path(request.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights").write_text(json.dumps([request.config, request.seed]))
         return TrialResult(request.config, request.seed, {"val_accuracy": x * y, "macs": x + y})
 
     stop = StopFlag()

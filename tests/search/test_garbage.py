@@ -23,7 +23,7 @@ def add_study(storage: RDBStorage, name: str, artefacts: Path) -> Path:
     description = StudyDescription({}, "", "", "", ["macs"], [], 1, 0, "tpe", "", "cpu", str(artefacts))
     optuna.create_study(storage=storage, study_name=name).set_user_attr(DESCRIPTION, asdict(description))
     folder = artefacts / name
-    claim(folder, storage)
+    claim(str(folder), storage)
     (folder / "trial-00000").mkdir()
     (folder / "trial-00000" / "weights").write_bytes(b"12345")
     return folder
