@@ -93,7 +93,7 @@ class Faults:
                 self.lost_answers -= 1
                 raise sqlite3.OperationalError("connection lost")
 
-        engine.dialect.do_commit = commit  # type: ignore[method-assign]  # what a lost connection looks like from here
+        engine.dialect.do_commit = commit  # type: ignore[method-assign, assignment]  # a lost connection, seen from here
 
     def _before(self, *_: object) -> None:
         if self.statements > 0:
