@@ -12,6 +12,7 @@ import sys
 from tests.bench import (
     distillation,
     episodes,
+    faults,
     few_shot,
     omniglot,
     overhead,
@@ -43,6 +44,7 @@ STUDIES = {
     "sinusoid": sinusoid.run,
     "omniglot": omniglot.run,
     "transfer": transfer.run,
+    "faults": faults.run,
 }
 """What is measured of the methods rather than of the program's speed: by name only."""
 
