@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import signal
@@ -54,7 +55,7 @@ parameters:
 @dataclass(frozen=True)
 class Plan:
     """trials: finished ones wanted. gap_s: from one fault to the next, at least and at most. cut_s, full_s: how long a
-    node is cut off and the disk full. again: trials computed again at the end. epochs: of a trial."""
+    node is cut off and the disk full. again: trials computed again at the end. epochs: of a trial. most: faults; None for as many as there is time for."""
 
     trials: int
     seed: int
@@ -64,6 +65,7 @@ class Plan:
     full_s: float = 5.0
     again: int = 30
     epochs: int = 6
+    most: int | None = None
     timeout_s: float = 1800.0
 
 
@@ -141,10 +143,10 @@ class FaultRun:
         return self.books
 
     def _faults(self) -> Iterator[str]:
-        """Yield kinds of faults without end, each once before any comes again."""
+        """Yield kinds of faults, each once before any comes again."""
         kinds = [kind for kind in self.plan.kinds if kind != "disk" or self._disk is not None]
-        while True:
-            yield from self._rng.sample(kinds, len(kinds))
+        rounds = itertools.chain.from_iterable(self._rng.sample(kinds, len(kinds)) for _ in itertools.count())
+        return itertools.islice(rounds, self.plan.most)
 
     # The driver
 
