@@ -30,8 +30,9 @@ shift
 
 export METASEARCH_HOME=${METASEARCH_HOME:-$HOME/.metasearch}
 export PATH="${METASEARCH_VENV:-$HOME/metasearch-venv}/bin:$PATH"
-head=$(hostname)
-head_ip=${METASEARCH_HEAD_IP:-$(hostname --ip-address | cut -d ' ' -f 1)}
+head=$SLURMD_NODENAME
+# Not --ip-address: that is loopback where /etc/hosts says so, and Ray does not answer there.
+head_ip=${METASEARCH_HEAD_IP:-$(hostname --all-ip-addresses | cut -d ' ' -f 1)}
 # Of this job alone, should others share its nodes: ports, a folder for Ray's sockets (short: their paths are bounded).
 port=$((20000 + SLURM_JOB_ID % 5000))
 sockets=/tmp/ray-$SLURM_JOB_ID
@@ -89,7 +90,7 @@ while kill -0 "$driver" 2> /dev/null; do
     code=0
     wait "$driver" || code=$?
 done
-if [ -n "$nearly_over" ] && [ "$code" = 130 ]; then
+if [ -n "$nearly_over" ] && [ "$code" != 0 ]; then
     end
     echo "slurm.sh: out of time; $study goes on when Slurm runs the job again" >&2
     scontrol requeue "$SLURM_JOB_ID"

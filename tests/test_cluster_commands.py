@@ -38,7 +38,9 @@ def test_a_wrong_command_line_is_refused(wrong: list[str]) -> None:
 
 
 def test_command_lines_are_found_in_blocks_backticks_quotes_and_after_operators() -> None:
-    text = "Say `run a` or:\n\n    run b --c 'd e' | less\n    if run f; then ssh g 'run h \\\n      i'; fi\n\nrun nothing"
+    text = (
+        "Say `run a` or:\n\n    run b --c 'd e' | less\n    if run f; then ssh g 'run h \\\n      i'; fi\n\nrun nothing"
+    )
     assert list(commands_in_markdown(text, "run")) == [["b", "--c", "d e"], ["f"], ["h", "i"], ["a"]]
 
 
