@@ -40,7 +40,7 @@ def strict(schema: Any, *, inside_variant: bool = False) -> Any:
         return [strict(each, inside_variant=inside_variant) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {}
+    made: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties":
             made[key] = {name: strict(each, inside_variant=inside_variant) for name, each in value.items()}
@@ -69,7 +69,9 @@ def _unique(validator: Any, kind: str, instance: Any, schema: Schema) -> Iterato
         yield jsonschema.ValidationError(f"must not repeat {', '.join(keys) or 'a value'}: {seen}")
 
 
-_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"x-kubernetes-list-type": _unique})
+_Validator: Any = jsonschema.validators.extend(  # type: ignore[no-untyped-call]  # its stubs leave it out
+    jsonschema.Draft202012Validator, {"x-kubernetes-list-type": _unique}
+)
 
 
 @functools.cache

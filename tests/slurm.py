@@ -1,4 +1,4 @@
-"""A Slurm controller of four nodes for tests: real, on loopback, from Debian's packages; its nodes are never started."""
+"""A Slurm controller for tests: real, on loopback, from Debian's packages; its four nodes are never started."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_a_command_without_a_task_is_refused(tmp_path: Path) -> None:
 def test_a_signal_stops_the_driver_and_waits_for_its_end(tmp_path: Path) -> None:
     stops = "trap 'sleep 0.3; echo stopped >> \"$RECORD\"; exit 130' TERM; while true; do sleep 0.05; done"
     program(tmp_path, "metasearch", f'[ "$1" != status ] || exit 0; {stops}')
-    command = [CLUSTER / "start_or_resume.sh", "s", "--", "digits"]
+    command = [str(CLUSTER / "start_or_resume.sh"), "s", "--", "digits"]
     running = subprocess.Popen(command, env=environment(tmp_path, {}))
     wait_for(tmp_path, "resume")
     running.send_signal(signal.SIGTERM)
@@ -186,7 +186,7 @@ def environment(folder: Path, more: Mapping[str, str]) -> dict[str, str]:
 
 
 def start_or_resume(folder: Path, *words: str, **more: str) -> int:
-    command = [CLUSTER / "start_or_resume.sh", *words]
+    command = [str(CLUSTER / "start_or_resume.sh"), *words]
     return subprocess.run(command, env=environment(folder, more), capture_output=True, check=False).returncode
 
 
