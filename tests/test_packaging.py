@@ -19,9 +19,9 @@ def test_the_wheel_holds_search_spaces_and_cluster_files(tmp_path: Path) -> None
     (wheel,) = tmp_path.glob("metasearch-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("search_spaces", "cluster"):
-        files = [path.name for path in (REPOSITORY / folder).iterdir() if path.is_file()]
+        files = [path.relative_to(REPOSITORY) for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
         assert files
-        assert {f"metasearch/{folder}/{name}" for name in files} <= names
+        assert {f"metasearch/{path}" for path in files} <= names
     assert {"metasearch/cli.py", "metasearch/transfer/builtin.parquet"} <= names
     page = "metasearch/report/page"
     assert {f"{page}/templates/page.html", f"{page}/static/echarts.min.js", f"{page}/static/echarts-LICENSE"} <= names
