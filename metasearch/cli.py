@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from metasearch.completion import complete_space
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
@@ -81,7 +82,9 @@ app.command()(watch)
 @with_flags
 def launch(
     *,
-    space: Annotated[str, typer.Option(help="A preset or a YAML file.")] = "distill_compress",
+    space: Annotated[
+        str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
+    ] = "distill_compress",
     name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
     trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32,
     timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None,
@@ -313,7 +316,8 @@ def tasks_check(
 def spaces(context: typer.Context) -> None:
     """List the preset search spaces; `spaces check FILE` checks one of your own."""
     if context.invoked_subcommand is None:
-        from metasearch.search.space import load_space, preset_names
+        from metasearch.resources import preset_names
+        from metasearch.search.space import load_space
 
         for name in preset_names():
             loaded = load_space(name)
@@ -322,7 +326,7 @@ def spaces(context: typer.Context) -> None:
 
 
 @spaces_app.command("check")
-def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
+def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE", autocompletion=complete_space)]) -> None:
     """Check a search space file and say what it searches."""
     from metasearch.search.space import load_space
 
@@ -338,7 +342,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     try:
         with _storage_errors():
-            app()
+            app(prog_name="metasearch")  # however it was started: the shell's completion goes by this name
     except MetasearchError as error:
         sys.stderr.write(f"metasearch: {error}\n")
         sys.exit(error.exit_code)

@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from metasearch.errors import InputError
-from metasearch.flags import StorageUrl
+from metasearch.flags import StorageUrl, StudyNames
 
 
 def report(
-    studies: Annotated[
-        list[str], typer.Argument(metavar="STUDY...", help="One or several; `metasearch studies` lists them.")
-    ],
+    studies: StudyNames,
     html: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the page there, as index.html.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write its figures there, as PNG and SVG.")

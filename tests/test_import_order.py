@@ -52,6 +52,7 @@ LAYERS = [
         "meta_command",
         "doctor_command",
         "watch_command",
+        "completion",
         "flags",
         "api",
         "__init__",
