@@ -71,7 +71,7 @@ def standing(database: Database, name: str, *, top: int) -> Standing:
         finished=len(ended),
         failures=dict(sorted(failures.items())),
         rate=_rate([when for when in ended if when is not None]),
-        driver=_driver(head),
+        driver=driver_of(head),
         front=front,
         no_front=no_front,
     )
@@ -84,7 +84,8 @@ def _rate(ended: list[datetime]) -> float | None:
     return 60 * (len(last) - 1) / seconds if seconds > 0 else None
 
 
-def _driver(head: Head) -> dict[str, Any] | None:
+def driver_of(head: Head) -> dict[str, Any] | None:
+    """Return who drives the study now (host, pid, time), or None."""
     from metasearch.search.lease import alive
 
     holder: dict[str, Any] | None = head.attributes.get(LEASE)
