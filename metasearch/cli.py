@@ -51,7 +51,7 @@ from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
 from metasearch.transfer_command import transfer
-from metasearch.watch_command import watch
+from metasearch.watch_command import status, watch
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -74,8 +74,9 @@ app.add_typer(priors_app, name="priors")
 for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
-app.command()(doctor)
+app.command()(status)
 app.command()(watch)
+app.command()(doctor)
 
 
 @app.command()
@@ -238,25 +239,6 @@ def stop(study: StudyName, storage: StorageUrl = None) -> None:
         raise NotFoundError(f"study {study}: no driver is running")
     loaded.set_user_attr(STOP, True)
     _console().print(f"asked the driver of {study} to stop; it does so within seconds", soft_wrap=True)
-
-
-@app.command()
-def status(study: StudyName, as_json: AsJson = False, storage: StorageUrl = None) -> None:
-    """Say where a search stands."""
-    from metasearch.report.status import status_of
-    from metasearch.search.store import load_study
-
-    found = status_of(load_study(_store(storage), study))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    driver = found["driver"]
-    typer.echo(f"{study}: {found['finished']} of {found['trials']} trials finished, {found['running']} running")
-    typer.echo(
-        f"driver: process {driver['pid']} on {driver['host']}" if driver else f"no driver; metasearch resume {study}"
-    )
-    for reason, count in sorted(found["failures"].items()):
-        typer.echo(f"failed: {count} {reason}")
 
 
 @tasks_app.callback()
