@@ -1,7 +1,8 @@
-"""`metasearch report`: one page, and figures for papers, of one or several studies. Loads no ray."""
+"""`metasearch report`: one page, figures for papers and event files of one or several studies. Loads no ray."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from metasearch.errors import InputError
 from metasearch.flags import StorageUrl, StudyNames
 
 if TYPE_CHECKING:
+    from metasearch.report.database import Database
     from metasearch.report.page.report import Report
 
 
@@ -24,6 +26,9 @@ def report(
         bool, typer.Option("--follow", help="Write the page anew until the search ends; an open page renews itself.")
     ] = False,
     every: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Between two pages of --follow.")] = 5.0,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Add event files of trials that are not there yet.")
+    ] = None,
     storage: StorageUrl = None,
 ) -> None:
     """Write a page that opens offline: front, winner, progress, what mattered, what failed, how to reproduce it.
@@ -32,14 +37,13 @@ def report(
 
     While it runs: metasearch report STUDY --html report --follow
     """
-    if html is None and figures is None:
-        raise InputError("report", "needs --html DIR or --figures DIR")
+    if html is None and figures is None and tensorboard is None:
+        raise InputError("report", "needs --html DIR, --figures DIR or --tensorboard DIR")
     if follow and html is None:
         raise InputError("--follow", "needs --html DIR, the page that is renewed")
     from rich.console import Console
 
     from metasearch.report.database import open_database
-    from metasearch.report.page.report import make_report
     from metasearch.search.names import storage_url
 
     messages = Console(stderr=True, highlight=False)
@@ -48,21 +52,34 @@ def report(
         messages.print(line, markup=False, soft_wrap=True)
 
     database = open_database(storage_url(storage))
-    found: Report | None
-    if html is not None and follow:
+    if html is not None or figures is not None:
+        found = _with_page(database, studies, html, every if follow else None, tell)
+        if figures is not None and found is not None:
+            from metasearch.report.page.paper import write_figures
+
+            for path in write_figures(found.figures, figures):
+                typer.echo(str(path))
+    if tensorboard is not None:
+        from metasearch.report.event_files import folder_name, write_event_files
+
+        for name, new in write_event_files(database, studies, tensorboard).items():
+            typer.echo(str(tensorboard / folder_name(name)))
+            tell(f"{name}: {new} new trials; `tensorboard --logdir {tensorboard}` shows them")
+
+
+def _with_page(
+    database: Database, studies: list[str], html: Path | None, every_s: float | None, tell: Callable[[str], None]
+) -> Report | None:
+    """Write the page where one is asked for, again while the search runs if `every_s` is given; return its report."""
+    from metasearch.report.page.render import PAGE, write_page
+    from metasearch.report.page.report import make_report
+
+    if html is not None and every_s is not None:
         from metasearch.report.page.follow import follow_page
-        from metasearch.report.page.render import PAGE
 
         typer.echo(str(html / PAGE))  # first: it is opened while the search runs
-        found = follow_page(database, studies, html, every_s=every, tell=tell)
-    else:
-        found = make_report(database, studies, tell=tell)
-        if html is not None:
-            from metasearch.report.page.render import write_page
-
-            typer.echo(str(write_page(found, html)))
-    if figures is not None and found is not None:
-        from metasearch.report.page.paper import write_figures
-
-        for path in write_figures(found.figures, figures):
-            typer.echo(str(path))
+        return follow_page(database, studies, html, every_s=every_s, tell=tell)
+    found = make_report(database, studies, tell=tell)
+    if html is not None:
+        typer.echo(str(write_page(found, html)))
+    return found
