@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from metasearch.completion import complete_space
+from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
@@ -76,6 +77,7 @@ for reading in (best, studies, trials, compare, importance, transfer, report):
 app.command()(meta_train)
 app.command()(status)
 app.command()(watch)
+app.command()(dashboard)
 app.command()(doctor)
 
 

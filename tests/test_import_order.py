@@ -53,6 +53,7 @@ LAYERS = [
         "doctor_command",
         "watch_command",
         "completion",
+        "dashboard_command",
         "flags",
         "api",
         "__init__",
