@@ -29,6 +29,9 @@ def report(
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Add event files of trials that are not there yet.")
     ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="Add trials that are not there yet as runs (extra `mlflow`).")
+    ] = None,
     storage: StorageUrl = None,
 ) -> None:
     """Write a page that opens offline: front, winner, progress, what mattered, what failed, how to reproduce it.
@@ -37,8 +40,8 @@ def report(
 
     While it runs: metasearch report STUDY --html report --follow
     """
-    if html is None and figures is None and tensorboard is None:
-        raise InputError("report", "needs --html DIR, --figures DIR or --tensorboard DIR")
+    if html is None and figures is None and tensorboard is None and mlflow is None:
+        raise InputError("report", "needs --html DIR, --figures DIR, --tensorboard DIR or --mlflow URI")
     if follow and html is None:
         raise InputError("--follow", "needs --html DIR, the page that is renewed")
     from rich.console import Console
@@ -65,6 +68,11 @@ def report(
         for name, new in write_event_files(database, studies, tensorboard).items():
             typer.echo(str(tensorboard / folder_name(name)))
             tell(f"{name}: {new} new trials; `tensorboard --logdir {tensorboard}` shows them")
+    if mlflow is not None:
+        from metasearch.report.mlflow_runs import write_runs
+
+        for name, new in write_runs(database, studies, mlflow).items():
+            tell(f"{name}: {new} new runs in the experiment of this name")
 
 
 def _with_page(
