@@ -39,6 +39,8 @@ def report(
     Example: metasearch report STUDY --html report --figures figures
 
     While it runs: metasearch report STUDY --html report --follow
+
+    For other programs: metasearch report STUDY --tensorboard events --mlflow sqlite:///mlflow.db
     """
     if html is None and figures is None and tensorboard is None and mlflow is None:
         raise InputError("report", "needs --html DIR, --figures DIR, --tensorboard DIR or --mlflow URI")

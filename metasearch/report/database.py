@@ -94,13 +94,11 @@ def _opened(url: str, patience_s: int) -> Database:
 
     from metasearch.search.store import storage_errors
 
+    hurried = {"connect_timeout": patience_s} if patience_s < BUSY_TIMEOUT_S else {}  # otherwise as the URL says
     try:
         with storage_errors(url):
             engine = sqlalchemy.create_engine(
-                url,
-                isolation_level="REPEATABLE READ",
-                pool_pre_ping=True,
-                connect_args={"connect_timeout": patience_s},
+                url, isolation_level="REPEATABLE READ", pool_pre_ping=True, connect_args=hurried
             )
     except ModuleNotFoundError as error:
         place = shown_url(url)
