@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from tests import postgresql
 from tests.command_line import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CANARY = postgresql.PASSWORD
 MARK = "METASEARCH_TEST_MARK"
