@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from metasearch.completion import complete_space
+from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
@@ -50,7 +52,7 @@ from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
 from metasearch.transfer_command import transfer
-from metasearch.watch_command import watch
+from metasearch.watch_command import status, watch
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -73,15 +75,19 @@ app.add_typer(priors_app, name="priors")
 for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
-app.command()(doctor)
+app.command()(status)
 app.command()(watch)
+app.command()(dashboard)
+app.command()(doctor)
 
 
 @app.command()
 @with_flags
 def launch(
     *,
-    space: Annotated[str, typer.Option(help="A preset or a YAML file.")] = "distill_compress",
+    space: Annotated[
+        str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
+    ] = "distill_compress",
     name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
     trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32,
     timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None,
@@ -261,25 +267,6 @@ def stop(study: StudyName, storage: StorageUrl = None) -> None:
     _console().print(f"asked the driver of {study} to stop; it does so within seconds", soft_wrap=True)
 
 
-@app.command()
-def status(study: StudyName, as_json: AsJson = False, storage: StorageUrl = None) -> None:
-    """Say where a search stands."""
-    from metasearch.report.status import status_of
-    from metasearch.search.store import load_study
-
-    found = status_of(load_study(_store(storage), study))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    driver = found["driver"]
-    typer.echo(f"{study}: {found['finished']} of {found['trials']} trials finished, {found['running']} running")
-    typer.echo(
-        f"driver: process {driver['pid']} on {driver['host']}" if driver else f"no driver; metasearch resume {study}"
-    )
-    for reason, count in sorted(found["failures"].items()):
-        typer.echo(f"failed: {count} {reason}")
-
-
 @tasks_app.callback()
 def tasks(context: typer.Context) -> None:
     """List the tasks that have a name, and the spellings of others; `tasks check TASK` inspects one's data."""
@@ -337,7 +324,8 @@ def tasks_check(
 def spaces(context: typer.Context) -> None:
     """List the preset search spaces; `spaces check FILE` checks one of your own."""
     if context.invoked_subcommand is None:
-        from metasearch.search.space import load_space, preset_names
+        from metasearch.resources import preset_names
+        from metasearch.search.space import load_space
 
         for name in preset_names():
             loaded = load_space(name)
@@ -346,7 +334,7 @@ def spaces(context: typer.Context) -> None:
 
 
 @spaces_app.command("check")
-def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
+def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE", autocompletion=complete_space)]) -> None:
     """Check a search space file and say what it searches."""
     from metasearch.search.space import load_space
 
@@ -362,7 +350,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     try:
         with _storage_errors():
-            app()
+            app(prog_name="metasearch")  # however it was started: the shell's completion goes by this name
     except MetasearchError as error:
         sys.stderr.write(f"metasearch: {error}\n")
         sys.exit(error.exit_code)

@@ -52,6 +52,8 @@ LAYERS = [
         "meta_command",
         "doctor_command",
         "watch_command",
+        "completion",
+        "dashboard_command",
         "flags",
         "api",
         "__init__",

@@ -140,6 +140,7 @@ def loaded_by(*arguments: str, storage: str) -> list[str]:
 def test_queries_load_no_more_than_they_need(url: str) -> None:
     assert loaded_by("--help", storage=url) == []
     assert loaded_by("best", "ten", "--where", "student.depth < 9", "--json", storage=url) == []
+    assert loaded_by("status", "ten", storage=url) == []
     assert loaded_by("best", "ten", storage=url) == ["pandas"]
     assert not {"torch", "ray"} & set(loaded_by("importance", "ten", storage=url))
 

@@ -272,7 +272,10 @@ def test_ticks_of_logarithmic_axes_are_numbers_with_units() -> None:
 
 def test_without_a_folder_the_command_says_what_it_needs(url: str, metasearch: Run) -> None:
     code, _, err = metasearch("report", "ten", "--storage", url)
-    assert (code, err) == (2, "metasearch: report: needs --html DIR or --figures DIR\n")
+    assert (code, err) == (
+        2,
+        "metasearch: report: needs --html DIR, --figures DIR, --tensorboard DIR or --mlflow URI\n",
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(report: Report, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from metasearch.errors import InputError
 from metasearch.report.database import open_database
 from metasearch.report.queries import best, trials_table
-from metasearch.report.status import status_of
+from metasearch.report.standing import standing
 from metasearch.report.studies import studies_frame
 from metasearch.search import imported
 from metasearch.search.garbage import collect
@@ -101,12 +101,12 @@ def test_a_study_of_any_other_kind_holds_no_imported_prior(storage: RDBStorage, 
 def test_questions_about_studies_are_not_confused_by_an_imported_prior(storage: RDBStorage, tmp_path: Path) -> None:
     finished_study(str(storage.url), "ten", tmp_path)
     import_priors(storage, [made()], place="p")
-    database, study = open_database(storage.url), load_study(storage, "usps")
+    database = open_database(storage.url)
     assert list(studies_frame(database)["name"]) == ["ten"]
     for ask in (
         lambda: trials_table(database, "usps").frame(),
         lambda: best(database, "usps").table.frame(),
-        lambda: status_of(study),
+        lambda: standing(database, "usps"),
     ):
         with pytest.raises(InputError, match="study usps: is an imported prior, without trials"):
             ask()

@@ -29,7 +29,8 @@ from metasearch.parameters import (
 )
 from metasearch.policies import KINDS, Policy
 from metasearch.records import Config
-from metasearch.search.space import Space, load_space, parse_space, preset_names
+from metasearch.resources import preset_names
+from metasearch.search.space import Space, load_space, parse_space
 
 PLACE = "search_spaces/small.yaml"
 EXAMPLE = """
