@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
@@ -14,10 +15,18 @@ from tests import postgresql
 from tests.command_line import Outcome, Run
 
 
+@pytest.fixture(scope="session")
+def new_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The paths of folders that nothing has used yet; pytest's own numbering would look through all earlier ones."""
+    parent = tmp_path_factory.mktemp("homes")
+    return (parent / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def metasearch_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def metasearch_home(new_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point METASEARCH_HOME to a fresh folder and unset METASEARCH_DATA, so that no test touches the user's own."""
-    home = tmp_path_factory.mktemp("metasearch_home")
+    home = next(new_homes)
+    home.mkdir()
     monkeypatch.setenv("METASEARCH_HOME", str(home))
     monkeypatch.delenv("METASEARCH_DATA", raising=False)
     return home
