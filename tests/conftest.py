@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import postgresql
 from tests.command_line import Outcome, Run
+
+# Of the cheap properties, for which no test gives a number of its own: a failing one is found by far fewer than 100.
+settings.register_profile("metasearch", max_examples=40)
+settings.load_profile("metasearch")
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +67,23 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def revisions_read_once() -> Iterator[None]:
+    """Let Optuna read its schema's revisions once, not with every storage: that is most of what opening one costs."""
+    from optuna.storages._rdb.storage import _VersionManager
+
+    read, heads = _VersionManager.get_head_version, list[str]()
+
+    def head(manager: _VersionManager) -> str:
+        if not heads:
+            heads.append(read(manager))
+        return heads[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_VersionManager, "get_head_version", head)
+        yield
 
 
 @pytest.fixture(scope="session")
