@@ -54,8 +54,12 @@ parameters:
 
 @dataclass(frozen=True)
 class Plan:
-    """trials: finished ones wanted. gap_s: from one fault to the next, at least and at most. cut_s, full_s: how long a
-    node is cut off and the disk full. again: trials computed again at the end. epochs: of a trial. most: faults; None for as many as there is time for."""
+    """What is to be survived.
+
+    trials: finished ones wanted. gap_s: from one fault to the next, at least and at most. cut_s, full_s: how long a
+    node is cut off and the disk full. again: trials computed again at the end. epochs: of a trial. most: faults; None
+    for as many as there is time for.
+    """
 
     trials: int
     seed: int

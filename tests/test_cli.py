@@ -13,6 +13,8 @@ from tests.command_line import Run
 from tests.data_files import save_images
 from tests.fakes import copied, finished_study
 
+pytestmark = pytest.mark.usefixtures("nothing_built_in")  # reading the package's priors is tested elsewhere
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:

@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -99,7 +101,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -132,8 +134,14 @@ def url(tmp_path: Path) -> str:
     return url
 
 
+@cache
+def opened(url: str) -> RDBStorage:
+    """Return a storage that is opened once: the tests ask it many times a second, on cores that the search wants."""
+    return open_storage(url)
+
+
 def study_at(url: str, name: str = "s") -> Study:
-    return optuna.load_study(study_name=name, storage=open_storage(url))
+    return optuna.load_study(study_name=name, storage=opened(url))
 
 
 def finished_at(url: str, name: str = "s") -> int:

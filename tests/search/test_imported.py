@@ -19,16 +19,16 @@ from metasearch.report.studies import studies_frame
 from metasearch.search import imported
 from metasearch.search.garbage import collect
 from metasearch.search.imported import import_priors, imported_prior
-from metasearch.search.store import load_study, open_storage
+from metasearch.search.store import load_study
 from metasearch.transfer.prior import Prior, PriorTrial
-from tests.fakes import finished_study
+from tests.fakes import finished_study, new_storage
 
 DIRECTIONS = {"val_accuracy": "maximize", "model_bytes": "minimize"}
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> RDBStorage:
-    return open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
 
 
 def made(name: str = "usps", trials: int = 3) -> Prior:

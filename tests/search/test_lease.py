@@ -20,14 +20,15 @@ from metasearch.errors import StorageError
 from metasearch.search import lease as module
 from metasearch.search.lease import Lease, holder_of
 from metasearch.search.names import LEASE
-from metasearch.search.store import STOP, open_storage
+from metasearch.search.store import STOP
+from tests.fakes import new_storage
 
 HOST = socket.gethostname()
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     return optuna.create_study(storage=storage, study_name="s")
 
 

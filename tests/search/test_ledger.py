@@ -21,7 +21,8 @@ from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, check_distinct, trial_seed
 from metasearch.search.objectives import Constraint
 from metasearch.search.samplers import make_sampler
-from metasearch.search.store import FAILURE, LOST, RESULT, is_finished, open_storage
+from metasearch.search.store import FAILURE, LOST, RESULT, is_finished
+from tests.fakes import new_storage
 
 CURVE = [EpochReport("distill", epoch, 3, 0.1, 0.5, 10, 0.1, 1.0, 0.1) for epoch in (1, 2)]
 
@@ -36,7 +37,7 @@ def result(accuracy: float, macs: float, **more: float) -> TrialResult:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     study = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
     study.sampler = make_sampler("random", seed=0, trials_so_far=0)
     return study

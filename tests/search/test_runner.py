@@ -32,6 +32,7 @@ from metasearch.search.samplers import make_sampler
 from metasearch.search.store import FAILURE, LEFT, RUN, is_finished, open_storage, storage_errors
 from metasearch.search.worker import TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource, load_task
+from tests.fakes import new_storage
 
 TWO = Resources(workers=2)
 Steps = Generator[EpochReport, None, TrialResult]
@@ -70,7 +71,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     return optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
 
 
