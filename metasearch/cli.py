@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from metasearch.completion import complete_space
+from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
@@ -51,9 +53,9 @@ from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
-from metasearch.submit_command import job_status, logs, stop_job, submit_arguments
+from metasearch.submit_command import logs, stop_job, submit_arguments
 from metasearch.transfer_command import transfer
-from metasearch.watch_command import watch
+from metasearch.watch_command import status, watch
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -76,19 +78,29 @@ app.add_typer(priors_app, name="priors")
 for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
-app.command()(doctor)
+app.command()(status)
 app.command()(watch)
 app.command()(logs)
+app.command()(dashboard)
+app.command()(doctor)
 
 
 @app.command()
 @with_flags
 def launch(
     *,
-    space: Annotated[str, typer.Option(help="A preset or a YAML file.")] = "distill_compress",
+    space: Annotated[
+        str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
+    ] = "distill_compress",
     name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
     trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32,
     timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None,
+    trial_timeout: Annotated[
+        str | None, typer.Option(help="A trial that takes longer has failed, hung or not.")
+    ] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option(min=0, help="End the search when its trials have used so many.")
+    ] = None,
     workers: Workers = None,
     threads: Threads = 1,
     gpus_per_trial: GpusPerTrial = 0.0,
@@ -108,7 +120,10 @@ def launch(
     seed: Seed = 0,
     task: TaskFlags,
     artefacts: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder for weights. Default: in the home folder.")
+        str | None,
+        typer.Option(
+            metavar="DIR|URL", help="For weights; of any file system of fsspec's. Default: in the home folder."
+        ),
     ] = None,
     address: Address = None,
     submit: Submit = None,
@@ -128,7 +143,8 @@ def launch(
 
     url = storage_url(storage)
     source = task.source(seed)
-    timeout_s = None if timeout is None else seconds(timeout)
+    if gpu_hours is not None and not gpus_per_trial:
+        raise InputError("--gpu-hours", "needs --gpus-per-trial", gpu_hours)
     loaded = load_space(space)
     store = open_storage(url, create=True)
     from metasearch.search.prepare import Options, prepare_study
@@ -156,7 +172,9 @@ def launch(
         teacher=teacher.source(),
         device=device,
         early_stopping=early_stopping,
-        timeout_s=timeout_s,
+        timeout_s=None if timeout is None else seconds(timeout),
+        trial_timeout_s=None if trial_timeout is None else seconds(trial_timeout, place="--trial-timeout"),
+        gpu_hours=gpu_hours,
         enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
         warm_start=warm_start,
@@ -186,6 +204,9 @@ def resume(
     threads: Threads = 1,
     gpus_per_trial: GpusPerTrial = 0.0,
     address: Address = None,
+    accept_versions: Annotated[
+        bool, typer.Option("--accept-versions", help="Go on although other versions of torch, ... made the study.")
+    ] = False,
     submit: Submit = None,
     detach: Detach = False,
     storage: StorageUrl = None,
@@ -194,7 +215,16 @@ def resume(
     if submit is not None or detach:
         submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach)
         return
-    _run(_store(storage), study, workers=workers, threads=threads, gpus=gpus_per_trial, address=address, trials=trials)
+    _run(
+        _store(storage),
+        study,
+        trials=trials,
+        accept_versions=accept_versions,
+        workers=workers,
+        threads=threads,
+        gpus=gpus_per_trial,
+        address=address,
+    )
 
 
 @app.command()
@@ -254,28 +284,6 @@ def stop(study: StudyName, submit: Submit = None, storage: StorageUrl = None) ->
     _console().print(f"asked the driver of {study} to stop; it does so within seconds", soft_wrap=True)
 
 
-@app.command()
-def status(study: StudyName, as_json: AsJson = False, submit: Submit = None, storage: StorageUrl = None) -> None:
-    """Say where a search stands; with --submit, where its job does."""
-    if submit is not None:
-        job_status(submit, study, as_json=as_json)
-        return
-    from metasearch.report.status import status_of
-    from metasearch.search.store import load_study
-
-    found = status_of(load_study(_store(storage), study))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    driver = found["driver"]
-    typer.echo(f"{study}: {found['finished']} of {found['trials']} trials finished, {found['running']} running")
-    typer.echo(
-        f"driver: process {driver['pid']} on {driver['host']}" if driver else f"no driver; metasearch resume {study}"
-    )
-    for reason, count in sorted(found["failures"].items()):
-        typer.echo(f"failed: {count} {reason}")
-
-
 @tasks_app.callback()
 def tasks(context: typer.Context) -> None:
     """List the tasks that have a name, and the spellings of others; `tasks check TASK` inspects one's data."""
@@ -333,7 +341,8 @@ def tasks_check(
 def spaces(context: typer.Context) -> None:
     """List the preset search spaces; `spaces check FILE` checks one of your own."""
     if context.invoked_subcommand is None:
-        from metasearch.search.space import load_space, preset_names
+        from metasearch.resources import preset_names
+        from metasearch.search.space import load_space
 
         for name in preset_names():
             loaded = load_space(name)
@@ -342,7 +351,7 @@ def spaces(context: typer.Context) -> None:
 
 
 @spaces_app.command("check")
-def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
+def spaces_check(file: Annotated[str, typer.Argument(metavar="FILE", autocompletion=complete_space)]) -> None:
     """Check a search space file and say what it searches."""
     from metasearch.search.space import load_space
 
@@ -358,7 +367,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and an exit code."""
     try:
         with _storage_errors():
-            app()
+            app(prog_name="metasearch")  # however it was started: the shell's completion goes by this name
     except MetasearchError as error:
         sys.stderr.write(f"metasearch: {error}\n")
         sys.exit(error.exit_code)
@@ -381,7 +390,9 @@ def _storage_errors() -> Iterator[None]:
             raise error
 
 
-def _run(store: RDBStorage, name: str, *, trials: int | None = None, **resources: Any) -> None:
+def _run(
+    store: RDBStorage, name: str, *, trials: int | None = None, accept_versions: bool = False, **resources: Any
+) -> None:
     from metasearch.report.display import Display
     from metasearch.search.launch import run_study
     from metasearch.search.runner import Resources
@@ -390,7 +401,14 @@ def _run(store: RDBStorage, name: str, *, trials: int | None = None, **resources
     console.print(f"study {name}")
     try:
         with Display(console) as display:
-            outcome = run_study(store, name, resources=Resources(**resources), watcher=display, trials=trials)
+            outcome = run_study(
+                store,
+                name,
+                resources=Resources(**resources),
+                watcher=display,
+                trials=trials,
+                accept_versions=accept_versions,
+            )
     except KeyboardInterrupt:
         _interrupted("interrupted", name, console)
     _print_outcome(store, outcome, console)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metasearch.completion import complete_study, complete_task, complete_warm_start
 from metasearch.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -20,9 +21,25 @@ if TYPE_CHECKING:
     from metasearch.teachers import TeacherSource
 
 TaskText = Annotated[
-    str, typer.Argument(metavar="TASK", help="digits, fashion_mnist, folder:DIR, npz:FILE, table:FILE, ...")
+    str,
+    typer.Argument(
+        metavar="TASK",
+        help="digits, fashion_mnist, folder:DIR, npz:FILE, table:FILE, ...",
+        autocompletion=complete_task,
+    ),
 ]
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name; `metasearch studies` lists them.")]
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="The study's name; `metasearch studies` lists them.", autocompletion=complete_study
+    ),
+]
+StudyNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY...", help="One or several; `metasearch studies` lists them.", autocompletion=complete_study
+    ),
+]
 StorageUrl = Annotated[
     str | None, typer.Option("--storage", metavar="URL", help="Default: METASEARCH_STORAGE, else SQLite.")
 ]
@@ -80,6 +97,7 @@ WarmStartText = Annotated[
         "--warm-start",
         metavar="PRIORS",
         help="auto: all priors that fit (auto,-NAME: but one); none; or NAME,NAME of `metasearch priors`.",
+        autocompletion=complete_warm_start,
     ),
 ]
 InitFrom = Annotated[
@@ -88,6 +106,7 @@ InitFrom = Annotated[
         "--init-from",
         metavar="STUDY|FILE",
         help="What student.init=prior_student starts from: the best student of a study, or a weights file.",
+        autocompletion=complete_study,
     ),
 ]
 MetaFiles = Annotated[
@@ -98,20 +117,40 @@ MetaFiles = Annotated[
 ]
 MetaFamily = Annotated[
     str | None,
-    typer.Option(metavar="FAMILY", help="Meta-train on it, by Ray, what the space asks for and no --meta gives."),
+    typer.Option(
+        metavar="FAMILY",
+        help="Meta-train on it, by Ray, what the space asks for and no --meta gives.",
+        autocompletion=complete_task,
+    ),
 ]
 SourceTask = Annotated[
     str | None,
-    typer.Option("--source", metavar="TASK", help="Train on this task, too, by source_weight; of the same image size."),
+    typer.Option(
+        "--source",
+        metavar="TASK",
+        help="Train on this task, too, by source_weight; of the same image size.",
+        autocompletion=complete_task,
+    ),
 ]
 FixStructure = Annotated[
-    str | None, typer.Option(metavar="STUDY", help="Fix family, width and depth at those of its best student.")
+    str | None,
+    typer.Option(
+        metavar="STUDY", help="Fix family, width and depth at those of its best student.", autocompletion=complete_study
+    ),
 ]
 NarrowStructure = Annotated[
-    str | None, typer.Option(metavar="STUDY", help="Narrow family, width and depth to those on its front.")
+    str | None,
+    typer.Option(
+        metavar="STUDY", help="Narrow family, width and depth to those on its front.", autocompletion=complete_study
+    ),
 ]
 FixStrategy = Annotated[
-    str | None, typer.Option(metavar="STUDY", help="Fix learning rate, loss, pruning, ... at its best trial's.")
+    str | None,
+    typer.Option(
+        metavar="STUDY",
+        help="Fix learning rate, loss, pruning, ... at its best trial's.",
+        autocompletion=complete_study,
+    ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
@@ -249,9 +288,9 @@ def read_configurations(path: str) -> list[dict[str, Any]]:
     return found
 
 
-def seconds(text: str) -> float:
-    """Return the seconds that a text such as 90s, 30m or 2h means."""
+def seconds(text: str, *, place: str = "--timeout") -> float:
+    """Return the seconds that a text such as 90s, 30m or 2h means. Raises InputError, which names the place."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
     if match is None:
-        raise InputError("--timeout", "must be a number with s, m or h, such as 30m", text)
+        raise InputError(place, "must be a number with s, m or h, such as 30m", text)
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metasearch.completion import complete_task
 from metasearch.errors import InputError, StorageError
 from metasearch.flags import AsJson, DataRoot, Download, ImageSize, Seed
 from metasearch.parameters import META_INITS, POLICY_METHOD
@@ -33,7 +34,12 @@ METHOD_NAMES = (*META_INITS, POLICY_METHOD)
 
 def meta_train(
     family: Annotated[
-        str, typer.Argument(metavar="FAMILY", help="TASK@groups, TASK@classes:SIZE, TASK@random:COUNT, TASK,TASK,...")
+        str,
+        typer.Argument(
+            metavar="FAMILY",
+            help="TASK@groups, TASK@classes:SIZE, TASK@random:COUNT, TASK,TASK,...",
+            autocompletion=complete_task,
+        ),
     ],
     method: Annotated[str, typer.Option(help=f"{', '.join(METHOD_NAMES)}.")] = "protonet",
     student: Annotated[str | None, typer.Option(metavar="SPEC", help="Such as convnet:width=16,depth=3.")] = None,
@@ -50,7 +56,11 @@ def meta_train(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="TASK", help="Train a student on it in the end, beside one from random weights."),
+        typer.Option(
+            metavar="TASK",
+            help="Train a student on it in the end, beside one from random weights.",
+            autocompletion=complete_task,
+        ),
     ] = None,
     target_epochs: Annotated[int, typer.Option(min=1, help="Of that training.")] = 10,
     target_max_train: Annotated[int | None, typer.Option(help="Training examples of the target, at most.")] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metasearch.completion import complete_space, complete_study
 from metasearch.flags import Address, AsJson, DataRoot, ImageSize, MaxTrain, Seed, StorageUrl, Workers
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def priors(context: typer.Context, as_json: AsJson = False, storage: StorageUrl 
 def export_priors(
     to: Annotated[Path, typer.Option(metavar="FILE", help="The Parquet file to write.")],
     studies: Annotated[
-        list[str] | None, typer.Argument(metavar="[STUDY]...", help="Default: all of the storage.")
+        list[str] | None,
+        typer.Argument(metavar="[STUDY]...", help="Default: all of the storage.", autocompletion=complete_study),
     ] = None,
     storage: StorageUrl = None,
 ) -> None:
@@ -89,7 +91,9 @@ def import_file(
 def make_priors(
     tasks: Annotated[list[str], typer.Argument(metavar="NAME[=TASK]...", help="Tasks, each under a name.")],
     to: Annotated[Path, typer.Option(metavar="FILE", help="The Parquet file to write, again after each task.")],
-    space: Annotated[str, typer.Option(help="A preset or a YAML file.")] = "distill_compress",
+    space: Annotated[
+        str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
+    ] = "distill_compress",
     size: Annotated[int, typer.Option(min=1, help="Configurations, the same ones on every task.")] = 160,
     seed: Seed = 0,
     max_train: MaxTrain = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metasearch.completion import complete_study
 from metasearch.flags import AsJson, StorageUrl, StudyName
 
 if TYPE_CHECKING:
@@ -108,8 +109,10 @@ def studies(as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A study.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another, with an objective in common.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A study.", autocompletion=complete_study)],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="Another, with an objective in common.", autocompletion=complete_study)
+    ],
     as_json: AsJson = False,
     csv: AsCsv = False,
     parquet: Parquet = None,

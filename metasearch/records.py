@@ -55,7 +55,10 @@ class StageResult:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The outcome of one pipeline run: the metrics of the network that would be deployed, and how it came about."""
+    """The outcome of one pipeline run: the metrics of the network that would be deployed, and how it came about.
+
+    artefacts: SHA-256 of each file that was kept, by its name.
+    """
 
     config: Config
     seed: int
@@ -63,6 +66,7 @@ class TrialResult:
     stages: tuple[StageResult, ...] = ()
     curve: tuple[EpochReport, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    artefacts: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the record as one line of JSON; `from_json` is its inverse."""
@@ -79,4 +83,5 @@ class TrialResult:
             stages=tuple(StageResult(**stage) for stage in data["stages"]),
             curve=tuple(EpochReport(**epoch) for epoch in data["curve"]),
             details=data["details"],
+            artefacts=data.get("artefacts", {}),
         )

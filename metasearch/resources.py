@@ -7,6 +7,11 @@ from pathlib import Path
 from metasearch.errors import NotFoundError
 
 
+def preset_names() -> list[str]:
+    """Return the names of the search spaces that ship with the package, sorted."""
+    return sorted(path.stem for path in resource_folder("search_spaces").glob("*.yaml"))
+
+
 def resource_folder(name: str) -> Path:
     """Return the folder `name` ("search_spaces" or "cluster").
 

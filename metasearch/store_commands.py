@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +19,7 @@ def delete(
     from rich.console import Console
 
     from metasearch.errors import StorageError
+    from metasearch.search.artefacts import joined, remove
     from metasearch.search.lease import holder_of
     from metasearch.search.store import (
         CONTROLS,
@@ -45,7 +44,7 @@ def delete(
             optuna.delete_study(study_name=name, storage=store)
     if described is not None:
         for name in (study, study + CONTROLS):
-            shutil.rmtree(Path(described["artefacts"]) / name, ignore_errors=True)
+            remove(joined(described["artefacts"], name))
     Console(stderr=True, highlight=False).print(f"deleted {study}", soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from metasearch.completion import complete_study
 from metasearch.flags import AsJson, StorageUrl, StudyName
 
 
@@ -14,7 +15,11 @@ def transfer(
     study: StudyName,
     against: Annotated[
         str | None,
-        typer.Option(metavar="STUDY", help="Of the same task, searched without priors. Default: simulated searches."),
+        typer.Option(
+            metavar="STUDY",
+            help="Of the same task, searched without priors. Default: simulated searches.",
+            autocompletion=complete_study,
+        ),
     ] = None,
     as_json: AsJson = False,
     storage: StorageUrl = None,

@@ -1,13 +1,18 @@
-"""`metasearch watch`: a search seen from another terminal, by its storage alone. Loads neither torch nor ray."""
+"""`metasearch status` and `watch`: a search seen from another terminal, by its storage alone.
+
+They load neither torch nor ray.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metasearch.flags import StorageUrl, StudyName
+from metasearch.flags import AsJson, StorageUrl, StudyName, Submit
+from metasearch.submit_command import job_status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,6 +21,32 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 8
 """Trials of the front in the picture."""
+
+
+def status(study: StudyName, as_json: AsJson = False, submit: Submit = None, storage: StorageUrl = None) -> None:
+    """Say where a search stands: trials finished and running, its driver, and what failed; with --submit, its job.
+
+    Example: metasearch status STUDY --json
+    """
+    if submit is not None:
+        job_status(submit, study, as_json=as_json)
+        return
+    from metasearch.report.database import open_database
+    from metasearch.report.standing import standing
+    from metasearch.search.names import storage_url
+
+    now = standing(open_database(storage_url(storage)), study)
+    if as_json:
+        typer.echo(json.dumps(now.record()))
+        return
+    wanted = "" if now.target is None else f" of {now.target}"
+    typer.echo(f"{study}: {now.finished}{wanted} trials finished, {now.states.get('RUNNING', 0)} running")
+    if now.driver is not None:
+        typer.echo(f"driver: process {now.driver['pid']} on {now.driver['host']}")
+    else:
+        typer.echo("no driver" if now.target is None else f"no driver; metasearch resume {study}")
+    for reason, count in now.failures.items():
+        typer.echo(f"failed: {count} {reason}")
 
 
 def watch(

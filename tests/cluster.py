@@ -45,14 +45,15 @@ class Node:
 class Cluster:
     """A running cluster. Nodes count from 0, the head; a killed one keeps its number.
 
-    address: for `--address`. job_server: the URL for `--submit`. environment: of every process that is to reach it, the
-    token included. folder: of its logs.
+    address: for `--address`. job_server: the URL for `--submit`. gateway: where the nodes reach this process.
+    environment: of every process that is to reach it, the token included. folder: of its logs.
     """
 
     def __init__(self, folder: Path, *, cpus: int, environment: Mapping[str, str], network: Network) -> None:
         self.folder, self.cpus, self.environment = folder, cpus, dict(environment)
         self.nodes: list[Node] = []
         self._network = network
+        self.gateway = network.gateway
         self._ports = [6379, 8265] if network.name else _free_ports(2)
         self.address = self.job_server = ""
 
@@ -63,7 +64,9 @@ class Cluster:
         self.address = f"{node.address}:{port}"
         host = dashboard_host or node.address
         self.job_server = f"http://{host}:{dashboard_port}"
-        dashboard = ["--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}"]
+        dashboard = ["--include-dashboard=false"]
+        if has_job_server():
+            dashboard = ["--include-dashboard=true", f"--dashboard-host={host}", f"--dashboard-port={dashboard_port}"]
         if importlib.util.find_spec("grpc") is not None:  # else Ray refuses the flag
             dashboard.append(f"--ray-client-server-port={_free_ports(1)[0]}")
         self._start(node, cpus, ["--head", f"--port={port}", *dashboard], environment={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
@@ -9,15 +10,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import postgresql
 from tests.command_line import Outcome, Run
 
+# Of the cheap properties, for which no test gives a number of its own: a failing one is found by far fewer than 100.
+settings.register_profile("metasearch", max_examples=40)
+settings.load_profile("metasearch")
+
+
+@pytest.fixture(scope="session")
+def new_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The paths of folders that nothing has used yet; pytest's own numbering would look through all earlier ones."""
+    parent = tmp_path_factory.mktemp("homes")
+    return (parent / str(number) for number in itertools.count())
+
 
 @pytest.fixture(autouse=True)
-def metasearch_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def metasearch_home(new_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point METASEARCH_HOME to a fresh folder and unset METASEARCH_DATA, so that no test touches the user's own."""
-    home = tmp_path_factory.mktemp("metasearch_home")
+    home = next(new_homes)
+    home.mkdir()
     monkeypatch.setenv("METASEARCH_HOME", str(home))
     monkeypatch.delenv("METASEARCH_DATA", raising=False)
     return home
@@ -53,6 +67,23 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def revisions_read_once() -> Iterator[None]:
+    """Let Optuna read its schema's revisions once, not with every storage: that is most of what opening one costs."""
+    from optuna.storages._rdb.storage import _VersionManager
+
+    read, heads = _VersionManager.get_head_version, list[str]()
+
+    def head(manager: _VersionManager) -> str:
+        if not heads:
+            heads.append(read(manager))
+        return heads[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_VersionManager, "get_head_version", head)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,10 @@ import pwd
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 PASSWORD = "canary-9f3b"
@@ -30,12 +32,28 @@ def server_user() -> str | None:
     return next((entry.pw_name for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody")), None)
 
 
-@contextmanager
-def running(folder: Path, binaries: Path, *, address: str = "127.0.0.1") -> Iterator[str]:
-    """Start a server with its data in `folder`, with a password; give its URL and stop it at the end.
+@dataclass(frozen=True)
+class Server:
+    """A running server. url: with its password. control: runs pg_ctl on it."""
 
-    address: where it listens; whoever is in a network of this machine may then come in with the password.
-    """
+    url: str
+    control: Callable[..., None]
+
+    def restart(self, *, mode: str = "fast") -> None:
+        """Stop the server and start it again. mode: fast, or immediate as after a crash."""
+        self.control("-w", "-m", mode, "restart")
+
+
+@contextmanager
+def running(folder: Path, binaries: Path) -> Iterator[str]:
+    """Start a server with its data in `folder`, on loopback with a password; give its URL and stop it at the end."""
+    with serving(folder, binaries) as server:
+        yield server.url
+
+
+@contextmanager
+def serving(folder: Path, binaries: Path, *, address: str = "127.0.0.1") -> Iterator[Server]:
+    """Start a server as `running` does. address: of the one interface it listens at, and lets its neighbours in."""
     user = server_user()
     if user is not None:
         shutil.chown(folder, user)
@@ -55,11 +73,12 @@ def running(folder: Path, binaries: Path, *, address: str = "127.0.0.1") -> Iter
         free.bind((address, 0))
         port = free.getsockname()[1]
     call("initdb", "-D", str(data), "-U", "u", "-A", "scram-sha-256", f"--pwfile={secret}", "-N")
-    with (data / "pg_hba.conf").open("a") as rules:
-        rules.write("host all all samenet scram-sha-256\n")
+    with (data / "pg_hba.conf").open("a") as access:
+        access.write("host all all samenet scram-sha-256\n")
     options = f"-p {port} -c listen_addresses={address} -c unix_socket_directories= -c fsync=off"
-    call("pg_ctl", "-D", str(data), "-w", "-o", options, "-l", f"{data}/log.txt", "start")
+    control = partial(call, "pg_ctl", "-D", str(data), "-l", f"{data}/log.txt")
+    control("-w", "-o", options, "start")
     try:
-        yield f"postgresql+psycopg://u:{PASSWORD}@{address}:{port}/postgres"
+        yield Server(f"postgresql+psycopg://u:{PASSWORD}@{address}:{port}/postgres", control)
     finally:
-        call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        control("-m", "immediate", "stop")

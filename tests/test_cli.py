@@ -13,6 +13,8 @@ from tests.command_line import Run
 from tests.data_files import save_images
 from tests.fakes import copied, finished_study
 
+pytestmark = pytest.mark.usefixtures("nothing_built_in")  # reading the package's priors is tested elsewhere
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -34,7 +36,8 @@ def study(ten: RDBStorage, tmp_path: Path) -> str:
 
 
 COMMANDS = ["launch", "run", "resume", "stop", "status", "tasks", "spaces", "priors", "delete", "gc", "meta-train"]
-COMMANDS += ["best", "trials", "studies", "compare", "importance", "transfer", "report", "doctor", "watch", "logs"]
+COMMANDS += ["best", "trials", "studies", "compare", "importance", "transfer", "report", "doctor", "watch", "dashboard"]
+COMMANDS += ["logs"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -157,6 +157,7 @@ def test_a_cache_that_cannot_be_written_is_a_storage_error(metasearch_home: Path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_large_task_takes_seconds_at_most(shared_data: Path) -> None:
     task = load_task(TaskSource("fashion_mnist", data_root=str(shared_data)))
     started = time.process_time()

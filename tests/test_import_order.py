@@ -55,6 +55,8 @@ LAYERS = [
         "doctor_cluster",
         "submit_command",
         "watch_command",
+        "completion",
+        "dashboard_command",
         "flags",
         "api",
         "__init__",

@@ -64,6 +64,7 @@ def test_a_search_on_what_a_start_has_learned_from_is_told_so(metasearch: Run, t
         assert err.count("has learned from all of") == told
 
 
+@pytest.mark.slow
 def test_the_four_steps_from_teacher_to_target_are_one_command(metasearch: Run) -> None:
     target = ("--target", "digits", "--target-max-train", "60", "--target-epochs", "2")
     code, out, err = metasearch(

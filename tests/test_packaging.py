@@ -12,16 +12,23 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_search_spaces_and_cluster_files(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package, built."""
+    folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(REPOSITORY)], check=True)
-    (wheel,) = tmp_path.glob("metasearch-*.whl")
+    subprocess.run([*command, "--wheel-dir", str(folder), str(REPOSITORY)], check=True)
+    (wheel,) = folder.glob("metasearch-*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_search_spaces_and_cluster_files(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("search_spaces", "cluster"):
-        files = [path.name for path in (REPOSITORY / folder).iterdir() if path.is_file()]
+        files = [path.relative_to(REPOSITORY) for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
         assert files
-        assert {f"metasearch/{folder}/{name}" for name in files} <= names
+        assert {f"metasearch/{path}" for path in files} <= names
     assert {"metasearch/cli.py", "metasearch/transfer/builtin.parquet"} <= names
     page = "metasearch/report/page"
     assert {f"{page}/templates/page.html", f"{page}/static/echarts.min.js", f"{page}/static/echarts-LICENSE"} <= names
@@ -29,10 +36,7 @@ def test_the_wheel_holds_search_spaces_and_cluster_files(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_presets_load_from_an_unpacked_wheel_away_from_the_checkout(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(REPOSITORY)], check=True)
-    (wheel,) = tmp_path.glob("metasearch-*.whl")
+def test_presets_load_from_an_unpacked_wheel_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = "import metasearch.search.space as s; print(s.__file__); print(*s.preset_names()); s.load_space('quick')"
     ran = subprocess.run(

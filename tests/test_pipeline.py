@@ -390,7 +390,13 @@ def feature_teacher(task: Task) -> Teacher:
     return replace(teacher, features={f"train.{name}": values[None] for name, values in features.items()})
 
 
-PAIRS = [(family, loss) for family in FAMILY_NAMES for loss in LOSS_NAMES if (family, loss) != ("mlp", "at")]
+# Quick are seven of the pairs, which hold every loss and every family.
+PAIRS = [
+    pytest.param(family, loss, marks=() if at % len(FAMILY_NAMES) == place else pytest.mark.slow)
+    for place, family in enumerate(FAMILY_NAMES)
+    for at, loss in enumerate(LOSS_NAMES)
+    if (family, loss) != ("mlp", "at")
+]
 
 
 @pytest.mark.parametrize(("family", "loss"), PAIRS)

@@ -148,6 +148,7 @@ def test_named_priors_need_a_sampler_that_knows_them(metasearch: Run, url: str) 
     assert err == ("metasearch: --warm-start: needs --sampler transfer: random knows no priors, got 'four'\n")
 
 
+@pytest.mark.slow
 def test_listing_exporting_and_importing_load_neither_torch_nor_ray(url: str, other: str, tmp_path: Path) -> None:
     program = f"""
 import sys

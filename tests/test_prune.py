@@ -248,7 +248,7 @@ def test_the_importance_asked_for_decides_what_goes(family: str, importance: str
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.6])
+@pytest.mark.parametrize("ratio", [0.01, 0.3, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_pruning_to_macs_removes_as_few_channels_as_reach_them(family: str, ratio: float) -> None:
     """Against a search that removes one channel more at a time."""
     model = lived_in(network(family, width=4))

@@ -21,12 +21,13 @@ from tests.fakes import finished_study
 HEAVY = ("torch", "ray", "optuna", "sqlalchemy", "pandas")
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """A storage with the studies `ten` and `other`."""
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    finished_study(url, "ten", tmp_path, constraints=["macs<=80k"])
-    finished_study(url, "other", tmp_path, sampler="tpe")
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A storage with the studies `ten` and `other`, which no query changes."""
+    folder = tmp_path_factory.mktemp("storage")
+    url = f"sqlite:///{folder / 'studies.db'}"
+    finished_study(url, "ten", folder, constraints=["macs<=80k"])
+    finished_study(url, "other", folder, sampler="tpe")
     return url
 
 
@@ -120,28 +121,34 @@ def test_help_of_every_query_shows_an_example(metasearch: Run) -> None:
         assert f"Example: metasearch {command}" in metasearch(command, "--help")[1]
 
 
-def loaded_by(*arguments: str, storage: str) -> list[str]:
-    """Run the program in a process of its own; return which heavy modules it loaded."""
+def loaded_by(*commands: list[str], storage: str) -> list[list[str]]:
+    """Run commands one after the other in a process of their own; return the heavy modules that are there after each.
+
+    What an earlier one loads hides that a later one loads it, too: those that may load least come first.
+    """
     program = (
-        "import sys\nfrom metasearch import cli\ntry:\n    cli.main()\n"
-        f"finally:\n    sys.stderr.write(' '.join(m for m in {HEAVY!r} if m in sys.modules))"
+        "import sys\nfrom metasearch import cli\n"
+        f"for words in {commands!r}:\n    sys.argv = ['metasearch', *words]\n    try:\n        cli.main()\n"
+        "    except SystemExit as ended:\n        assert not ended.code\n"
+        f"    print(*(m for m in {HEAVY!r} if m in sys.modules), file=sys.stderr)\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
         env=os.environ | {"METASEARCH_STORAGE": storage},
     )
-    return run.stderr.split()
+    return [line.split() for line in run.stderr.splitlines()]
 
 
 def test_queries_load_no_more_than_they_need(url: str) -> None:
-    assert loaded_by("--help", storage=url) == []
-    assert loaded_by("best", "ten", "--where", "student.depth < 9", "--json", storage=url) == []
-    assert loaded_by("best", "ten", storage=url) == ["pandas"]
-    assert not {"torch", "ray"} & set(loaded_by("importance", "ten", storage=url))
+    json_alone = [["best", "ten", "--where", "student.depth < 9", "--json"], ["status", "ten"]]
+    frames = [["best", "ten"], ["importance", "ten"]]
+    *nothing, table, importance = loaded_by(["--help"], *json_alone, *frames, storage=url)
+    assert (nothing, table) == ([[], [], []], ["pandas"])
+    assert not {"torch", "ray"} & set(importance)
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from metasearch.search.space import load_space
-from metasearch.search.store import FAILURE, LOST, create_study, load_study, open_storage
+from metasearch.search.store import FAILURE, LOST, create_study, load_study
 from metasearch.transfer import saved
 from metasearch.transfer.encoding import Axis
 from tests.command_line import Run
-from tests.fakes import describe
+from tests.fakes import describe, new_storage
 
 DISTRIBUTIONS = load_space("quick").distributions()
 
@@ -41,7 +41,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a storage with two prior studies, one of them like `new`; `new`; and searches without priors."""
     folder = tmp_path_factory.mktemp("storage")
     found = f"sqlite:///{folder / 'studies.db'}"
-    storage = open_storage(found, create=True)
+    storage = new_storage(found)
     random_study(storage, "like", folder, peak=0.01, count=30, seed=1)
     random_study(storage, "unlike", folder, peak=0.09, count=30, seed=2)
     random_study(storage, "new", folder, peak=0.01, count=16, seed=3, warm_start=["like", "unlike"])
@@ -116,7 +116,7 @@ def test_without_a_study_to_compare_with_the_saving_is_said_to_be_simulated(
 
 def test_trials_that_a_machine_lost_do_not_count(metasearch: Run, url: str, tmp_path: Path) -> None:
     here = f"sqlite:///{tmp_path / 'here.db'}"
-    storage = open_storage(here, create=True)
+    storage = new_storage(here)
     random_study(storage, "some", tmp_path, peak=0.01, count=3, seed=8)
     study = load_study(storage, "some")
     for reason in (LOST, "diverged"):
@@ -145,8 +145,12 @@ def test_what_cannot_be_shown_is_one_line(
     assert err.count("\n") == 1
 
 
-def test_the_command_explains_itself_and_loads_neither_torch_nor_ray(metasearch: Run, url: str) -> None:
+def test_the_command_explains_itself(metasearch: Run) -> None:
     assert "--against" in metasearch("transfer", "--help")[1]
+
+
+@pytest.mark.slow
+def test_the_command_loads_neither_torch_nor_ray(url: str) -> None:
     program = f"""
 import sys
 from metasearch.cli import app

@@ -54,9 +54,11 @@ def without_seconds(result: TrialResult) -> TrialResult:
 # Starts
 
 
-@pytest.fixture
-def teacher() -> Teacher:
-    return teacher_for(TASK, SPEC, network=True)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    with pytest.MonkeyPatch.context() as patch:  # the home of a test is made later than this
+        patch.setenv("METASEARCH_HOME", str(tmp_path_factory.mktemp("home")))
+        return teacher_for(TASK, SPEC, network=True)
 
 
 def test_a_teacher_that_is_asked_shows_the_network_whose_logits_it_gave(teacher: Teacher) -> None:

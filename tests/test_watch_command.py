@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -70,6 +71,17 @@ def test_a_standing_counts_what_the_study_has(url: str, database: Database) -> N
     best = {trial.number for trial in study.best_trials}
     assert len(now.front) == min(3, len(best))
     assert set(now.front.cells["number"]) <= best
+
+
+def test_a_status_needs_no_description_of_ours(metasearch: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    optuna.create_study(storage=url, study_name="theirs").optimize(lambda trial: 1.0, n_trials=2)
+    assert metasearch("status", "theirs", "--storage", url)[:2] == (
+        0,
+        "theirs: 2 trials finished, 0 running\nno driver\n",
+    )
+    found = json.loads(metasearch("status", "theirs", "--json", "--storage", url)[1])
+    assert (found["task"], found["trials"], found["teacher"]) == (None, None, None)
 
 
 def test_a_driver_is_shown_while_its_process_lives(url: str, database: Database) -> None:

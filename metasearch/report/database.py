@@ -33,13 +33,14 @@ Select = Callable[..., list[Any]]
 class Database:
     """url: the storage's, its password included. known: whether the schema is ours to read. file: of SQLite, else None.
 
-    engine: of PostgreSQL, else None.
+    engine: of PostgreSQL, else None. patience_s: how long a locked file is waited for.
     """
 
     url: str = field(repr=False)
     known: bool = True
     file: Path | None = None
     engine: Engine | None = field(default=None, repr=False)
+    patience_s: float = BUSY_TIMEOUT_S
 
     @property
     def position(self) -> str:
@@ -52,7 +53,7 @@ class Database:
 
         Raises StorageError if the storage is locked or away.
         """
-        with _sqlite(self.file, self.url) if self.file is not None else self._postgresql() as select:
+        with _sqlite(self.file, self.url, self.patience_s) if self.file is not None else self._postgresql() as select:
             yield select
 
     @contextmanager
@@ -66,12 +67,13 @@ class Database:
             yield lambda statement, **values: list(connection.execute(sqlalchemy.text(statement), values).all())
 
 
-def open_database(url: str) -> Database:
+def open_database(url: str, *, patience_s: int = BUSY_TIMEOUT_S) -> Database:
     """Return the storage at `url`, opened for reading alone.
 
-    Raises NotFoundError if its file is missing, StorageError if it cannot be read or holds none of Optuna's tables.
+    patience_s: how long a locked file, or a server that does not answer, is waited for. Raises NotFoundError if its
+    file is missing, StorageError if it cannot be read or holds none of Optuna's tables.
     """
-    database = _opened(url)
+    database = _opened(url, patience_s)
     with database.snapshot() as select:
         there = {name for (name,) in select(TABLES[database.file is None])}
         if not {"studies", "version_info"} <= there:
@@ -82,19 +84,22 @@ def open_database(url: str) -> Database:
     return replace(database, known=[tuple(row) for rows in versions for row in rows] == [(SCHEMA,), (REVISION,)])
 
 
-def _opened(url: str) -> Database:
+def _opened(url: str, patience_s: int) -> Database:
     if url.startswith(SQLITE):
         path = Path(url.removeprefix(SQLITE).partition("?")[0])
         if not path.is_file():
             raise NotFoundError(f"{path}: no studies here yet; `metasearch launch` makes the first")
-        return Database(url, file=path)
+        return Database(url, file=path, patience_s=patience_s)
     import sqlalchemy
 
     from metasearch.search.store import storage_errors
 
+    hurried = {"connect_timeout": patience_s} if patience_s < BUSY_TIMEOUT_S else {}  # otherwise as the URL says
     try:
         with storage_errors(url):
-            engine = sqlalchemy.create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+            engine = sqlalchemy.create_engine(
+                url, isolation_level="REPEATABLE READ", pool_pre_ping=True, connect_args=hurried
+            )
     except ModuleNotFoundError as error:
         place = shown_url(url)
         raise StorageError(f"{place}: needs the extra `postgresql` (module {error.name} is missing)") from error
@@ -103,10 +108,10 @@ def _opened(url: str) -> Database:
 
 
 @contextmanager
-def _sqlite(file: Path, url: str) -> Iterator[Select]:
+def _sqlite(file: Path, url: str, patience_s: float) -> Iterator[Select]:
     address = f"file:{quote(str(file.resolve()))}?mode=ro"
     try:
-        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(address, uri=True, timeout=patience_s, isolation_level=None)) as connection:
             connection.execute("BEGIN")
             yield lambda statement, **values: connection.execute(statement, values).fetchall()
     except sqlite3.Error as error:

@@ -12,7 +12,7 @@ from metasearch.report.database import Database
 from metasearch.report.frames import Table, read_table, wanted_for
 from metasearch.report.heads import Head, study_head
 from metasearch.report.queries import best
-from metasearch.search.names import LEASE, LOST
+from metasearch.search.names import LEASE, LOST, TEACHER
 
 RECENT = 20
 """Finished trials whose times give the rate."""
@@ -23,7 +23,8 @@ class Standing:
     """target: finished trials wanted, None of another program's study. states: how many trials are in each state.
 
     finished: as `--trials` counts. failures: by reason. rate: finished trials a minute, None where too few are known.
-    driver: host and pid of the living one. front: the best trials; "" or why there is none.
+    driver: host and pid of the living one. task, teacher: None where they are not known. front: the best trials, None
+    where none is complete or asked for; no_front: "" or why there is none.
     """
 
     study: str
@@ -33,7 +34,9 @@ class Standing:
     failures: dict[str, int]
     rate: float | None
     driver: dict[str, Any] | None
-    front: Table | None
+    task: str | None = None
+    teacher: dict[str, Any] | None = None
+    front: Table | None = None
     no_front: str = ""
 
     @property
@@ -43,8 +46,22 @@ class Standing:
             return None
         return 60 * (self.target - self.finished) / self.rate
 
+    def record(self) -> dict[str, Any]:
+        """Return it as `status --json` prints it."""
+        return {
+            "study": self.study,
+            "task": self.task,
+            "trials": self.target,
+            "finished": self.finished,
+            "running": self.states.get("RUNNING", 0),
+            "pruned": self.states.get("PRUNED", 0),
+            "failures": self.failures,
+            "driver": self.driver,
+            "teacher": self.teacher,
+        }
 
-def standing(database: Database, name: str, *, top: int) -> Standing:
+
+def standing(database: Database, name: str, *, top: int = 0) -> Standing:
     """Return where a study stands now, with at most `top` trials of its front. Raises NotFoundError for no study."""
     head = study_head(database, name)
     table = read_table(database, head, wanted_for({"failure"}, head, states=None))
@@ -59,7 +76,7 @@ def standing(database: Database, name: str, *, top: int) -> Standing:
         if state in ("COMPLETE", "PRUNED", "FAIL") and reason != LOST
     ]
     front, no_front = None, ""
-    if states["COMPLETE"]:
+    if top and states["COMPLETE"]:
         try:
             front = best(database, name, top=top).table
         except InfeasibleError as error:
@@ -71,7 +88,9 @@ def standing(database: Database, name: str, *, top: int) -> Standing:
         finished=len(ended),
         failures=dict(sorted(failures.items())),
         rate=_rate([when for when in ended if when is not None]),
-        driver=_driver(head),
+        driver=driver_of(head),
+        task=(head.description.get("task") or {}).get("text"),
+        teacher=head.attributes.get(TEACHER),
         front=front,
         no_front=no_front,
     )
@@ -84,8 +103,11 @@ def _rate(ended: list[datetime]) -> float | None:
     return 60 * (len(last) - 1) / seconds if seconds > 0 else None
 
 
-def _driver(head: Head) -> dict[str, Any] | None:
-    from metasearch.search.lease import alive
-
+def driver_of(head: Head) -> dict[str, Any] | None:
+    """Return who drives the study now (host, pid, time), or None."""
     holder: dict[str, Any] | None = head.attributes.get(LEASE)
-    return holder if holder is not None and alive(holder) else None
+    if holder is None:
+        return None
+    from metasearch.search.lease import alive  # with Optuna, which takes longer than the rest of an answer
+
+    return holder if alive(holder) else None

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from metasearch.errors import InfeasibleError, InputError, NotFoundError
 from metasearch.parameters import Value
 from metasearch.records import METRICS, TrialResult
+from metasearch.search.artefacts import fetch, joined, trial_folder
 from metasearch.search.fixing import STRATEGY, STRUCTURE, fix, narrow_to, part_of
 from metasearch.search.objectives import Constraint
 from metasearch.search.pareto import Front
@@ -62,13 +63,16 @@ def student_file(storage: Callable[[], RDBStorage], text: str) -> Path:
     storage: opened only where a study is named. Raises NotFoundError where they are not there.
     """
     if text.endswith(WEIGHTS_SUFFIX):
-        path = Path(text).absolute()
+        place, digest = str(Path(text).absolute()), None
     else:
         opened = storage()
-        artefacts = Path(description_of(load_study(opened, text)).artefacts)
-        path = artefacts / text / f"trial-{next(iter(front_of(opened, text))):05d}" / STUDENT_FILE
-    if not path.is_file():
-        raise NotFoundError(f"--init-from {text}: {path} is not there")
+        artefacts = description_of(load_study(opened, text)).artefacts
+        number, best = next(iter(front_of(opened, text).items()))
+        place = joined(trial_folder(joined(artefacts, text), number), STUDENT_FILE)
+        digest = best.artefacts.get(STUDENT_FILE)
+    path = fetch(place, digest)
+    if path is None:
+        raise NotFoundError(f"--init-from {text}: {place} is not there")
     return path
 
 

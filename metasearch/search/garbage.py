@@ -17,10 +17,11 @@ OWNER_FILE = "storage"
 """In a study's artefact folder: the storage that holds the study. Several storages may share one home folder."""
 
 
-def claim(folder: Path, storage: RDBStorage) -> None:
-    """Write into a study's artefact folder which storage it belongs to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / OWNER_FILE).write_text(_identity(storage) + "\n", encoding="utf-8")
+def claim(folder: str, storage: RDBStorage) -> None:
+    """Write into a study's artefact folder which storage it belongs to; a folder at a URL is never collected."""
+    if "://" not in folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / OWNER_FILE).write_text(_identity(storage) + "\n", encoding="utf-8")
 
 
 def collect(storage: RDBStorage, *, remove: bool) -> Iterator[tuple[Path, int]]:

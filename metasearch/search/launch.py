@@ -19,24 +19,37 @@ from metasearch.errors import InputError, MetasearchError
 from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
+from metasearch.search.artefacts import check_writable, fetch, joined
 from metasearch.search.controls import choose, companion, propose_control
+from metasearch.search.differences import version_differences
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.garbage import claim
 from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.nodes import Reach, check_nodes, versions_here
 from metasearch.search.objectives import Constraint
+from metasearch.search.patience import Patience
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.placement import memory_share
 from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
-from metasearch.search.prepare import check_writable, possible_with_files
+from metasearch.search.prepare import possible_with_files
 from metasearch.search.priors import load_warm_start
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running, stopping_on_signals
+from metasearch.search.runner import (
+    GPU_HOURS_USED,
+    Limits,
+    Resources,
+    StopFlag,
+    drive,
+    ray_running,
+    stopping_on_signals,
+)
 from metasearch.search.samplers import make_sampler
 from metasearch.search.space import Space
 from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherSource, teacher_for
+
+TIME_USED = "the time limit was reached"
 
 
 class Watcher:
@@ -72,17 +85,23 @@ def run_study(
     watcher: Watcher | None = None,
     trials: int | None = None,
     final: bool = True,
+    accept_versions: bool = False,
 ) -> Outcome:
     """Drive a study, new or interrupted, to its target, then its final runs and controls.
 
-    trials: a new, larger target. Raises StorageError while another driver runs it, InputError if its task has changed.
+    trials: a new, larger target. accept_versions: go on although other versions made it. Raises StorageError while
+    another driver runs it, InputError if its task or what computes its trials has changed.
     """
     with storage_errors(str(storage.url)):
         study = load_study(storage, name)
         description = description_of(study)
         if trials is not None and trials < description.trials:
             raise InputError("--trials", f"must be at least the study's {description.trials}", trials)
-        check_writable(Path(description.artefacts))
+        different = [] if accept_versions else version_differences(description.versions)
+        if different:
+            rule = "was made by other versions, with which its trials may not compare: --accept-versions goes on"
+            raise InputError(f"study {name}", rule, "; ".join(different))
+        check_writable(description.artefacts)
         stop = StopFlag()
         lease = Lease(study, on_stop=stop.set)
         lease.acquire()
@@ -90,7 +109,7 @@ def run_study(
             if trials is not None and trials != description.trials:
                 description = replace(description, trials=trials)
                 study.set_user_attr(DESCRIPTION, asdict(description))
-            claim(Path(description.artefacts) / name, storage)
+            claim(joined(description.artefacts, name), storage)
             heard = watcher or Watcher()
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 return _Search(storage, study, description, resources, heard, stop).run(final=final)
@@ -161,7 +180,7 @@ class _Search:
             gpu_memory=memory_share(self.resources.gpus),
             versions={} if self.resources.address is None else versions_here(),
         )
-        timer = Timer(d.timeout_s, self.stop.set, ["the time limit was reached"]) if d.timeout_s else None
+        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s else None
         if timer is not None:
             timer.daemon = True
             timer.start()
@@ -170,8 +189,7 @@ class _Search:
             self._drive(ledger, prepare, "search")
             if timer is not None:
                 timer.cancel()
-            timed_out = self.stop.reason == "the time limit was reached"
-            if timed_out:
+            if self.stop.reason in {TIME_USED, GPU_HOURS_USED}:
                 self.stop.clear()  # the search is over; what it found is still measured
             complete = ledger.states["COMPLETE"] > 0
             if final and complete and not self.stop.is_set():
@@ -228,8 +246,9 @@ class _Search:
             seed=d.seed,
             objectives=tuple(d.objectives),
             constraints=tuple(map(Constraint.parse, d.constraints)),
-            artefacts=Path(d.artefacts) / study.study_name,
+            artefacts=joined(d.artefacts, study.study_name),
             halving=halving,
+            patience=Patience(tell=self.watcher.stage, stopped=self.stop.is_set),
         )
 
     def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str) -> None:
@@ -241,6 +260,7 @@ class _Search:
             resources=self.resources,
             stop=self.stop,
             progress=lambda changed: self.watcher.trials(changed, title),
+            limits=Limits(self.description.trial_timeout_s, self.description.gpu_hours),
         )
 
     def _final_runs(self, ledger: Ledger, task: Task, prepare: PipelineWorker) -> None:
@@ -274,8 +294,9 @@ class _Search:
         measured = runs.user_attrs.get("latency", {})
         for number in ledger.front.in_order():
             folder = ledger.folder_of(number)
-            if str(number) not in measured and folder is not None and (folder / ONNX_FILE).exists():
-                median, spread = latency_ms(folder / ONNX_FILE, example)
+            file = None if folder is None or str(number) in measured else fetch(joined(folder, ONNX_FILE))
+            if file is not None:
+                median, spread = latency_ms(file, example)
                 measured[str(number)] = {"median_ms": median, "spread_ms": spread}
         runs.set_user_attr("latency", measured)
         runs.set_user_attr("chosen", chosen)

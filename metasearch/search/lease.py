@@ -27,6 +27,8 @@ from metasearch.search.names import LEASE, STOP
 RENEW_S = 5.0
 EXPIRES_S = 60.0
 """A driver not heard of for this long is dead. On the driver's own machine its process is looked at, too."""
+LOOK_S = 0.5
+"""Between two looks at the lease of a driver on another machine."""
 
 _held: set[str] = set()
 """The tokens of this process. In a container a new driver often gets the very number of the dead one."""
@@ -52,9 +54,14 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def acquire(self) -> None:
-        """Take the lease. Raises StorageError while another live driver holds it."""
+        """Take the lease. Raises StorageError while another live driver holds it.
+
+        The lease of another machine is watched before it is taken over: the clocks of two machines may differ by more
+        than a lease lasts.
+        """
         held = _read(self._engine, self._study_id, LEASE)
-        if held is not None and alive(holder := json.loads(held)):
+        holder = None if held is None else json.loads(held)
+        if holder is not None and (alive(holder) if _is_here(holder) else self._is_renewed(str(held))):
             raise StorageError(
                 f"study {self._name}: a driver is running (process {holder['pid']} on {holder['host']}); "
                 f"`metasearch stop {self._name}` ends it"
@@ -65,6 +72,16 @@ class Lease:
             raise StorageError(f"study {self._name}: another driver has just started")
         self._forget_stop()
         self._thread.start()
+
+    def _is_renewed(self, held: str) -> bool:
+        """Whether a lease changes while it is watched: until it has expired by its own time and ours, at most."""
+        age_s = max(0.0, time.time() - json.loads(held)["time"])
+        until = time.monotonic() + max(EXPIRES_S - age_s, 3 * RENEW_S)
+        while time.monotonic() < until:
+            time.sleep(LOOK_S)
+            if (now := _read(self._engine, self._study_id, LEASE)) != held:
+                return now is not None
+        return False
 
     def release(self) -> None:
         """Give the lease back and end the thread."""
@@ -83,7 +100,7 @@ class Lease:
         failing_since: float | None = None
         while not self._done.wait(RENEW_S):
             try:
-                ours = self._swap(self._text)
+                ours = self._swap(self._text) or self._is_ours()
                 stop = _read(self._engine, self._study_id, STOP) is not None
                 failing_since = None
             except sqlalchemy.exc.SQLAlchemyError as error:  # a storage briefly away: try until the lease runs out
@@ -96,6 +113,14 @@ class Lease:
             if (stop or not ours) and not told:
                 told = True
                 self._on_stop("stop requested" if stop else "another driver took the study")
+
+    def _is_ours(self) -> bool:
+        """Whether the lease is ours after all: a renewal whose answer was lost with the connection."""
+        held = _read(self._engine, self._study_id, LEASE)
+        if held is None or json.loads(held)["token"] != self._identity["token"]:
+            return False
+        self._text = held
+        return True
 
     def _swap(self, held: str | None) -> bool:
         """Write our lease where `held` still stands (None: where nothing does); return whether that worked."""
@@ -141,8 +166,8 @@ def _read(engine: Engine, study_id: int, key: str) -> str | None:
 
 
 def alive(holder: dict[str, Any]) -> bool:
-    """Return whether the driver that wrote a lease still runs."""
-    if holder["host"] != socket.gethostname():
+    """Return whether the driver that wrote a lease still runs, as far as one look and the clocks tell."""
+    if not _is_here(holder):
         return bool(time.time() - holder["time"] < EXPIRES_S)
     if holder["pid"] == os.getpid():
         return holder["token"] in _held
@@ -154,3 +179,7 @@ def alive(holder: dict[str, Any]) -> bool:
         pass
     # A process that has the dead driver's number but does not renew is another program.
     return bool(time.time() - holder["time"] < EXPIRES_S)
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return bool(holder["host"] == socket.gethostname())

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +20,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metasearch.errors import InputError
 from metasearch.records import Config, EpochReport, TrialResult
+from metasearch.search import artefacts as folders
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.objectives import Constraint
 from metasearch.search.pareto import Front
+from metasearch.search.patience import PATIENT, Patience
 from metasearch.search.store import CURVE, FAILURE, LEFT, LOSSES, LOST, RESULT, RUN, is_finished
 
 RETRIES = 3
 """How often a trial lost with its worker, node or driver is run again before it is a failure."""
+
+OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
+"""Of the cause of a loss: what Ray says of a worker that it killed to save its node's memory."""
 
 MOST_LOST = 3
 """Trials lost to the machine in a row after which the search stops: the machine needs looking at."""
@@ -53,8 +56,8 @@ class Ledger:
 
     propose: completes a fresh (or adopted) Optuna trial into a Proposal. target: finished trials wanted; None (of a
     companion): whatever is queued and nothing in its place, and every complete trial keeps its artefacts rather than
-    those of the feasible front alone. objectives: metric names in the study's order. artefacts: the folder of the
-    study's artefact folders, or None.
+    those of the feasible front alone. objectives: metric names in the study's order. artefacts: the folder or URL of
+    the study's artefact folders, or None. patience: with a storage that is away for a moment.
     """
 
     def __init__(
@@ -66,11 +69,12 @@ class Ledger:
         seed: int,
         objectives: tuple[str, ...],
         constraints: tuple[Constraint, ...] = (),
-        artefacts: Path | None = None,
+        artefacts: str | None = None,
         halving: SuccessiveHalving | None = None,
+        patience: Patience = PATIENT,
     ) -> None:
         self.study, self.artefacts, self.halving = study, artefacts, halving
-        self._only_queued = target is None
+        self._only_queued, self._patience = target is None, patience
         self._propose, self._seed, self._objectives, self._constraints = propose, seed, objectives, constraints
         self.front = Front.of([direction.name.lower() for direction in study.directions])
         self.metrics: dict[int, dict[str, float]] = {}
@@ -79,6 +83,7 @@ class Ledger:
         self.running: dict[int, EpochReport | None] = {}
         self.lost_in_a_row = 0
         self.last_lost = ""
+        self.gpu_seconds = 0.0
         self._asked: dict[int, tuple[optuna.Trial, Proposal]] = {}
         self._losses: Counter[int] = Counter()
         self._again: deque[int] = deque()  # Optuna's ids of the trials to run again
@@ -100,19 +105,33 @@ class Ledger:
 
     def ask(self) -> tuple[int, Proposal, int]:
         """Return the next trial's number, proposal and seed: one lost or left running, else a new one."""
-        trial = optuna.Trial(self.study, self._again.popleft()) if self._again else self.study.ask()
-        proposal = self._propose(trial)
+        trial, proposal = self._patience.retried(self._ask)
         self._asked[trial.number] = trial, proposal
         self.running[trial.number] = None
         return trial.number, proposal, self.seed_of(trial.number, proposal)
+
+    def _ask(self, again: bool) -> tuple[optuna.Trial, Proposal]:
+        if again:
+            self._adopt_unanswered()
+        trial = optuna.Trial(self.study, self._again[0]) if self._again else self.study.ask()
+        proposal = self._propose(trial)
+        if self._again:
+            self._again.popleft()
+        return trial, proposal
+
+    def _adopt_unanswered(self) -> None:
+        """Queue the trial that the storage made before its answer, or a parameter, was lost on the way."""
+        known = {*self._again, *(trial._trial_id for trial, _ in self._asked.values())}
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        self._again.extend(trial._trial_id for trial in running if trial._trial_id not in known)
 
     def seed_of(self, number: int, proposal: Proposal) -> int:
         """Return the seed that a trial is run with."""
         return trial_seed(self._seed, number) if proposal.seed is None else proposal.seed
 
-    def folder_of(self, number: int) -> Path | None:
-        """Return the folder of a trial's artefacts."""
-        return None if self.artefacts is None else self.artefacts / f"trial-{number:05d}"
+    def folder_of(self, number: int) -> str | None:
+        """Return the folder or URL of a trial's artefacts."""
+        return None if self.artefacts is None else folders.trial_folder(self.artefacts, number)
 
     def report(self, number: int, report: EpochReport) -> bool:
         """Take an epoch's report; return whether the trial should go on."""
@@ -127,43 +146,45 @@ class Ledger:
         if odd:
             self.tell_failure(number, "non_finite", f"{odd[0]} is {result.metrics.get(odd[0])}", worker)
             return
-        for constraint in self._constraints:
-            if constraint.metric in result.metrics:
-                trial.set_constraint(str(constraint), constraint.violation(result.metrics))
-        trial.set_user_attr(RUN, dict(worker))
-        trial.set_user_attr(RESULT, result.to_json())
-        self.study.tell(trial, [result.metrics[name] for name in self._objectives])
+        self._end(
+            trial,
+            {RUN: dict(worker), RESULT: result.to_json()},
+            values=[result.metrics[name] for name in self._objectives],
+            violations={str(c): c.violation(result.metrics) for c in self._constraints if c.metric in result.metrics},
+        )
         self._remove_folders(self._enter(number, result))
         self._close(number, "COMPLETE")
 
     def tell_pruned(self, number: int, curve: list[EpochReport], worker: Mapping[str, Any]) -> None:
         """Record a trial that early stopping ended, with its learning curve so far."""
         trial, _ = self._asked[number]
-        trial.set_user_attr(RUN, dict(worker))
-        trial.set_user_attr(CURVE, [asdict(report) for report in curve])
-        self.study.tell(trial, state=TrialState.PRUNED)
+        self._end(trial, {RUN: dict(worker), CURVE: [asdict(report) for report in curve]}, state=TrialState.PRUNED)
         self._close(number, "PRUNED")
 
     def tell_lost(self, number: int, cause: str, worker: Mapping[str, Any]) -> None:
-        """Put a trial that was lost with its worker back at the head of the queue; RETRIES times, then it failed."""
+        """Put a trial that was lost with its worker back at the head of the queue; RETRIES times, then it failed.
+
+        One that a machine has killed for its memory so often has failed by its own doing.
+        """
         trial, _ = self._asked[number]
         if not self._count_loss(trial._trial_id, number):
-            self.tell_failure(number, LOST, cause, worker)
+            starved = any(text in cause for text in OUT_OF_MEMORY)
+            self.tell_failure(number, "out_of_memory" if starved else LOST, cause, worker)
             return
+        self.gpu_seconds += _gpu_seconds(worker)
         self._again.appendleft(trial._trial_id)
         self._forget(number)
 
     def leave_running(self) -> None:
         """Note on the trials not ended that they are left in good order, not lost with their driver."""
         for trial_id in [*self._again, *(trial._trial_id for trial, _ in self._asked.values())]:
-            self.study._storage.set_trial_user_attr(trial_id, LEFT, True)
+            self._note(trial_id, LEFT, True)
 
     def tell_failure(self, number: int, reason: str, message: str, worker: Mapping[str, Any]) -> None:
         """Record a failed trial with its reason; one lost to the machine does not count as finished."""
         trial, _ = self._asked[number]
-        trial.set_user_attr(RUN, dict(worker))
-        trial.set_user_attr(FAILURE, {"reason": reason, "message": message})
-        self.study.tell(trial, state=TrialState.FAIL)
+        failure = {"reason": reason, "message": message}
+        self._end(trial, {RUN: dict(worker), FAILURE: failure}, state=TrialState.FAIL)
         self.failures[reason] += 1
         self._remove_folders([number])
         if reason == LOST:
@@ -174,6 +195,32 @@ class Ledger:
             self._forget(number)
         else:
             self._close(number, "FAIL")
+
+    def _end(
+        self,
+        trial: optuna.Trial,
+        attributes: Mapping[str, Any],
+        *,
+        values: Sequence[float] | None = None,
+        violations: Mapping[str, float] | None = None,
+        state: TrialState | None = None,
+    ) -> None:
+        """Write how a trial ended: its attributes first, from which the next driver can tell, too, if this one dies."""
+
+        def write(again: bool) -> None:
+            if again and self.study._storage.get_trial(trial._trial_id).state.is_finished():
+                return  # only the answer was lost
+            for name, violation in (violations or {}).items():
+                trial.set_constraint(name, violation)
+            for name, value in attributes.items():
+                trial.set_user_attr(name, value)
+            self.study.tell(trial, values, state=state)
+
+        self._patience.retried(write)
+        self.gpu_seconds += _gpu_seconds(attributes[RUN])
+
+    def _note(self, trial_id: int, name: str, value: Any) -> None:
+        self._patience.retried(lambda again: self.study._storage.set_trial_user_attr(trial_id, name, value))
 
     def _enter(self, number: int, result: TrialResult) -> list[int]:
         """Enter a complete trial; return the trials off the front now, which the artefact rule drops."""
@@ -200,6 +247,7 @@ class Ledger:
         state = trial.state
         if state == TrialState.FAIL:
             self.failures[trial.user_attrs.get(FAILURE, {}).get("reason", "unknown")] += 1
+        self.gpu_seconds += _gpu_seconds(trial.user_attrs.get(RUN, {}))
         if not is_finished(trial):
             return
         self.states[state.name] += 1
@@ -238,23 +286,26 @@ class Ledger:
     def _count_loss(self, trial_id: int, number: int) -> bool:
         """Count one more loss of a trial; return whether it is to be run again."""
         self._losses[number] += 1
-        self.study._storage.set_trial_user_attr(trial_id, LOSSES, self._losses[number])
+        self._note(trial_id, LOSSES, self._losses[number])
         return self._losses[number] <= RETRIES
 
     def _remove_strays(self) -> None:
         """Remove what a dead driver left: folders of trials off the front, half of one that is run again."""
         if self.artefacts is not None:
-            kept = {self.folder_of(number) for number in (self.metrics if self._only_queued else self.front.members)}
-            for folder in self.artefacts.glob("trial-*"):
-                if folder not in kept:
-                    shutil.rmtree(folder, ignore_errors=True)
+            kept = self.metrics if self._only_queued else self.front.members
+            for number in folders.trial_numbers(self.artefacts):
+                if number not in kept:
+                    folders.remove(folders.trial_folder(self.artefacts, number))
 
     def _remove_folders(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             folder = self.folder_of(number)
             if folder is not None and not self._only_queued:
-                # What cannot be removed now is tried again by the next driver; no reason to end the search.
-                shutil.rmtree(folder, ignore_errors=True)
+                folders.remove(folder)
+
+
+def _gpu_seconds(run: Mapping[str, Any]) -> float:
+    return float(run["gpus"] * (run["ended"] - run["started"])) if "gpus" in run else 0.0
 
 
 def check_distinct(configurations: Sequence[Config], place: str) -> None:

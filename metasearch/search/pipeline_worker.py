@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import torch
 
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
+from metasearch.search.artefacts import publish
 from metasearch.search.nodes import check_versions
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import Task, TaskSource, load_task
@@ -90,15 +92,19 @@ class PipelineWorker:
 
 
 def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport, None, TrialResult]:
-    """Run one trial's pipeline in a worker."""
-    return pipeline_steps(
-        shared.task,
-        request.config,
-        teacher=shared.teacher,
-        seed=request.seed,
-        device=shared.device,
-        save_to=request.folder,
-        read_test=request.read_test,
-        initial=shared.initial,
-        source=shared.joint,
-    )
+    """Run one trial's pipeline in a worker; what it makes is published whole, at its end."""
+    with tempfile.TemporaryDirectory(prefix="metasearch-trial-") as made:
+        result = yield from pipeline_steps(
+            shared.task,
+            request.config,
+            teacher=shared.teacher,
+            seed=request.seed,
+            device=shared.device,
+            save_to=None if request.folder is None else Path(made),
+            read_test=request.read_test,
+            initial=shared.initial,
+            source=shared.joint,
+        )
+        if request.folder is None:
+            return result
+        return replace(result, artefacts=publish(Path(made), request.folder))

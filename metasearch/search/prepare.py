@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from optuna.storages import RDBStorage
 
-from metasearch.errors import InputError, StorageError
+from metasearch.errors import InputError
 from metasearch.folders import home_folder
 from metasearch.initial import PRIOR_STUDENT, TEACHER_SLICE, load_source, meta_files
 from metasearch.meta.policy_network import PolicyNetwork, load_policy_network
@@ -22,6 +19,8 @@ from metasearch.models.weights import read_meta
 from metasearch.parameters import POLICY_METHOD
 from metasearch.records import Config
 from metasearch.run import check_alike
+from metasearch.search.artefacts import check_writable, location
+from metasearch.search.differences import differences, versions_here
 from metasearch.search.earlier import Decided, decided_space, student_file
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
@@ -37,7 +36,14 @@ from metasearch.search.possible import (
 from metasearch.search.priors import WarmStart, choose_priors, prior_names
 from metasearch.search.samplers import SAMPLERS_WITH_PRIORS, check_sampler
 from metasearch.search.space import Space
-from metasearch.search.store import StudyDescription, create_study, storage_errors, study_exists
+from metasearch.search.store import (
+    DESCRIPTION,
+    StudyDescription,
+    create_study,
+    load_study,
+    storage_errors,
+    study_exists,
+)
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 
@@ -63,6 +69,8 @@ class Options:
     device: str = "auto"
     early_stopping: bool = False
     timeout_s: float | None = None
+    trial_timeout_s: float | None = None
+    gpu_hours: float | None = None
     enqueue: tuple[Config, ...] = ()
     artefacts: str | None = None
     warm_start: str = "auto"
@@ -105,8 +113,8 @@ def prepare_study(
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
-    artefacts = options.artefacts or str(home_folder() / "artefacts")
-    check_writable(Path(artefacts))
+    artefacts = location(options.artefacts or str(home_folder() / "artefacts"))
+    check_writable(artefacts)
     warm_start = _warm_start(storage, options, space, objectives, tell)
     name = options.name or _free_name(storage, f"{task.name}-{asked.name}")
     description = StudyDescription(
@@ -123,21 +131,34 @@ def prepare_study(
         device=resolve_device(options.device),
         artefacts=artefacts,
         early_stopping=options.early_stopping,
-        versions={name: version(name) for name in ("metasearch", "torch", "optuna", "ray")}
-        | {"python": platform.python_version()},
+        versions=versions_here(),
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         timeout_s=options.timeout_s,
+        trial_timeout_s=options.trial_timeout_s,
+        gpu_hours=options.gpu_hours,
         warm_start=warm_start,
         initial={init: str(path) for init, path in initial.items()},
         source=None if joint is None else asdict(joint),
     )
+    if study_exists(storage, name):
+        _refuse_existing(storage, name, description)
     if create:
         with storage_errors(str(storage.url)):
             study = create_study(storage, name, description)
             for config in options.enqueue:
                 study.enqueue_trial(config)
     return description, name
+
+
+def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription) -> None:
+    """Raise InputError for a study that exists, with what it searches otherwise than what is asked."""
+    attributes = load_study(storage, name).user_attrs
+    different = differences(StudyDescription(**attributes[DESCRIPTION]), asked) if DESCRIPTION in attributes else []
+    rule = f"a study of this name exists: `metasearch resume {name}`, or choose another"
+    if different:
+        rule = f"a study of this name exists, and searches something else ({'; '.join(different)}): choose another"
+    raise InputError("--name", rule, name)
 
 
 def initial_files(storage: Callable[[], RDBStorage], init_from: str | None, meta: Sequence[str]) -> dict[str, Path]:
@@ -220,17 +241,6 @@ def resolve_device(text: str) -> str:
     if text not in {"cpu", "cuda"}:
         raise InputError("--device", "must be auto, cpu or cuda", text)
     return text
-
-
-def check_writable(folder: Path) -> None:
-    """Raise StorageError unless the artefact folder can be made and written to."""
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"0" * 4096)
-        probe.unlink()
-    except OSError as error:
-        raise StorageError(f"artefact folder {folder}: must be writable: {error.strerror}") from error
 
 
 def _free_name(storage: RDBStorage, stem: str) -> str:

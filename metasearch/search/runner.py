@@ -28,7 +28,7 @@ from metasearch.search.connect import check_reachable
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
 from metasearch.search.placement import slots
 from metasearch.search.store import LOST
-from metasearch.search.worker import Evaluate, TrialOutcome, TrialRequest, TrialWorker
+from metasearch.search.worker import GRACE_S, TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
 
 Progress = Callable[[Ledger], None]
 
@@ -45,6 +45,17 @@ class Resources:
     threads: int = 1
     gpus: float = 0.0
     address: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may use at most; None: as much as it needs. trial_s: of each trial. gpu_hours: of all together."""
+
+    trial_s: float | None = None
+    gpu_hours: float | None = None
+
+
+GPU_HOURS_USED = "the GPU-hours are used up"
 
 
 class StopFlag:
@@ -141,6 +152,7 @@ def drive(
     resources: Resources,
     stop: StopFlag,
     progress: Progress | None = None,
+    limits: Limits = Limits(),
 ) -> None:
     """Run trials until the ledger's target is reached or `stop` is set. Ray must be running.
 
@@ -160,8 +172,10 @@ def drive(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_most_at_once(resources))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    searcher = _LedgerSearcher(ledger, resources, stop, progress or (lambda _: None))
-    worker = tune.with_parameters(TrialWorker, prepare=prepare, evaluate=evaluate, threads=resources.threads)
+    searcher = _LedgerSearcher(ledger, resources, limits, stop, progress or (lambda _: None))
+    worker = tune.with_parameters(
+        TrialWorker, prepare=prepare, evaluate=evaluate, threads=resources.threads, limit_s=limits.trial_s
+    )
     with tempfile.TemporaryDirectory(prefix="metasearch-") as scratch:
         # tune.run, not tune.Tuner: the Tuner pickles itself, our searcher and the storage's URL with it, into a file.
         tune.run(
@@ -205,9 +219,12 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
     the trial had failed; here it ends the search.
     """
 
-    def __init__(self, ledger: Ledger, resources: Resources, stop: StopFlag, progress: Progress) -> None:
+    def __init__(
+        self, ledger: Ledger, resources: Resources, limits: Limits, stop: StopFlag, progress: Progress
+    ) -> None:
         super().__init__()
-        self._ledger, self._resources, self._stop, self._progress = ledger, resources, stop, progress
+        self._ledger, self._resources, self._limits, self._stop = ledger, resources, limits, stop
+        self._progress = progress
         self._numbers: dict[str, int] = {}
         self._curves: dict[int, list[EpochReport]] = {}
         self._started: dict[int, float] = {}
@@ -260,26 +277,38 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
 
     def _close(self, trial_id: str, result: dict[str, Any], error: bool) -> None:
         number = self._numbers.pop(trial_id)
-        worker = {"started": self._started.pop(number), "ended": time.time()}
+        worker = {"started": self._started.pop(number), "ended": time.time(), "gpus": self._resources.gpus}
         outcome: TrialOutcome | None = result.get("outcome")
         lost = outcome is not None and outcome.failure is not None and outcome.failure["reason"] == LOST
         curve = self._curves.pop(number)
         if (error or lost) and self._stop.is_set():
             return  # the trial is left to the next driver, whatever stops this one
-        if error:
+        if error and self._hung(worker):
+            message = f"took longer than its {self._limits.trial_s:.0f} s, and hung: its process was ended"
+            self._ledger.tell_failure(number, TIMED_OUT, message, worker)
+        elif error:
             self._ledger.tell_lost(number, self._causes.pop(trial_id, "no cause given"), worker)
         elif lost and outcome is not None and outcome.failure is not None:
-            self._ledger.tell_lost(number, outcome.failure["message"], outcome.worker)
+            self._ledger.tell_lost(number, outcome.failure["message"], worker | outcome.worker)
         elif outcome is not None and outcome.result is not None:
-            self._ledger.tell_result(number, outcome.result, outcome.worker)
+            self._ledger.tell_result(number, outcome.result, worker | outcome.worker)
         elif outcome is not None and outcome.failure is not None:
-            self._ledger.tell_failure(number, outcome.failure["reason"], outcome.failure["message"], outcome.worker)
+            self._ledger.tell_failure(
+                number, outcome.failure["reason"], outcome.failure["message"], worker | outcome.worker
+            )
         elif trial_id in self._ended_early:
             where = {"node": result.get("hostname"), "pid": result.get("pid")}
             self._ledger.tell_pruned(number, curve, worker | where)
         if self._ledger.lost_in_a_row >= MOST_LOST:
             self._stop.set("too many trials were lost")
+        if self._limits.gpu_hours is not None and self._ledger.gpu_seconds >= 3600 * self._limits.gpu_hours:
+            self._stop.set(GPU_HOURS_USED)
         self._progress(self._ledger)
+
+    def _hung(self, worker: dict[str, float]) -> bool:
+        """Whether a worker was lost because it let its trial's time limit pass."""
+        limit_s = self._limits.trial_s
+        return limit_s is not None and worker["ended"] - worker["started"] > limit_s + GRACE_S
 
     @contextlib.contextmanager
     def _faults_kept(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ from metasearch.parameters import (
     section_path,
 )
 from metasearch.records import Config
-from metasearch.resources import resource_folder
+from metasearch.resources import preset_names, resource_folder
 from metasearch.search.objectives import Constraint, Objective, parse_objectives
 from metasearch.search.settings import Setting
 from metasearch.search.space_reader import read_settings
@@ -231,11 +231,6 @@ def load_space(name_or_path: str) -> Space:
     except OSError as error:
         raise NotFoundError(f"{name_or_path}: cannot be read: {error.strerror}") from error
     return parse_space(text, place=name_or_path)
-
-
-def preset_names() -> list[str]:
-    """Return the names of the spaces that ship with the package, sorted."""
-    return sorted(path.stem for path in resource_folder("search_spaces").glob("*.yaml"))
 
 
 def _texts(raw: object, place: str) -> list[str]:

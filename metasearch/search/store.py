@@ -98,6 +98,8 @@ class StudyDescription:
     commit: str = ""
     created: str = ""
     timeout_s: float | None = None
+    trial_timeout_s: float | None = None
+    gpu_hours: float | None = None
     warm_start: list[str] = field(default_factory=list)
     features: dict[str, float] = field(default_factory=dict)
     initial: dict[str, str] = field(default_factory=dict)

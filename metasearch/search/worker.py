@@ -5,13 +5,14 @@ The task is opened once per process (memory-mapped), the teacher's logits come f
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -26,12 +27,12 @@ Evaluate = Callable[["TrialRequest", Any], Generator[EpochReport, None, TrialRes
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """What a worker is asked to run. folder: where its artefacts go, None for nowhere."""
+    """What a worker is asked to run. folder: or URL, where its artefacts go; None for nowhere."""
 
     number: int
     config: Config
     seed: int
-    folder: Path | None = None
+    folder: str | None = None
     read_test: bool = False
 
 
@@ -47,16 +48,28 @@ class TrialOutcome:
     worker: dict[str, Any] = field(default_factory=dict)
 
 
+GRACE_S = 10.0
+"""A trial past its time limit is ended between two epochs; one that has hung so much later, with its process."""
+TIMED_OUT = "timed_out"
+
+
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
     """Runs requests through `evaluate`; reused for the next trial by `reset_config`."""
 
     _steps: Generator[EpochReport, None, TrialResult] | None
 
-    def setup(self, config: dict[str, Any], prepare: Callable[[], Any], evaluate: Evaluate, threads: int) -> None:
-        """Make the process ready; what every trial shares is opened by the first one."""
+    def setup(
+        self,
+        config: dict[str, Any],
+        prepare: Callable[[], Any],
+        evaluate: Evaluate,
+        threads: int,
+        limit_s: float | None = None,
+    ) -> None:
+        """Make the process ready; what every trial shares is opened by the first one. limit_s: of each trial."""
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._prepare: Callable[[], Any] | None = prepare
-        self._evaluate = evaluate
+        self._evaluate, self._limit_s = evaluate, limit_s
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -72,6 +85,10 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             except Exception as error:  # whatever it is, no configuration did it; the next trial tries again
                 return self._outcome(None, {"reason": LOST, "message": f"{type(error).__name__}: {error}"})
             self._prepare = None
+            self._start_clock()
+        if self._limit_s is not None and time.time() - self._started > self._limit_s:
+            message = f"took longer than its {self._limit_s:.0f} s"
+            return self._outcome(None, {"reason": TIMED_OUT, "message": message})
         try:
             report = self._advance()
         except StopIteration as finished:
@@ -99,11 +116,17 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._request: TrialRequest = config["request"]
-        self._started = time.time()
         self._inside_s = 0.0
         self._steps = None
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        self._started = time.time()
+        if self._limit_s is not None:  # of C, not of Python: it ends a process that holds the interpreter's lock, too
+            faulthandler.dump_traceback_later(self._limit_s + GRACE_S, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def _outcome(self, result: TrialResult | None, failure: dict[str, str] | None) -> dict[str, Any]:
+        faulthandler.cancel_dump_traceback_later()
         worker = {
             "node": socket.gethostname(),
             "pid": os.getpid(),

@@ -13,6 +13,7 @@ from tests.bench import (
     cluster,
     distillation,
     episodes,
+    faults,
     few_shot,
     omniglot,
     overhead,
@@ -45,6 +46,7 @@ STUDIES = {
     "omniglot": omniglot.run,
     "transfer": transfer.run,
     "cluster": cluster.run,
+    "faults": faults.run,
 }
 """What is measured of the methods, or with a cluster, rather than of the program's speed: by name only."""
 

@@ -76,14 +76,14 @@ def cluster_with_database(binaries: Path, *, nodes: int) -> Iterator[tuple[Clust
         tempfile.TemporaryDirectory(prefix="bench-") as home,
         tempfile.TemporaryDirectory(prefix="postgresql-") as folder,
         network() as joined,
-        postgresql.running(Path(folder), binaries, address=joined.gateway) as url,
+        postgresql.serving(Path(folder), binaries, address=joined.gateway) as server,
         ray_cluster(
             nodes=nodes,
             on=joined,
-            environment={"METASEARCH_STORAGE": url, "METASEARCH_HOME": home, "OMP_NUM_THREADS": "1"},
+            environment={"METASEARCH_STORAGE": server.url, "METASEARCH_HOME": home, "OMP_NUM_THREADS": "1"},
         ) as cluster,
     ):
-        yield cluster, url
+        yield cluster, server.url
 
 
 def submit(cluster: Cluster, *arguments: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:

@@ -211,6 +211,7 @@ def test_an_inner_loop_that_does_nothing_is_refused(steps: int, rate: float, pla
         Inner(steps, rate)
 
 
+@pytest.mark.slow
 def test_learning_helps_on_a_family_that_shares_a_structure() -> None:
     """Classes differ in one feature alone, with its sign drawn anew: a few outer steps learn where to look."""
     generator = torch.Generator().manual_seed(0)

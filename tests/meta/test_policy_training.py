@@ -204,6 +204,7 @@ def test_a_teacher_makes_the_temperature_matter() -> None:
     assert policies_of(start, taught)[1](0.5) == pytest.approx(3.0)
 
 
+@pytest.mark.slow
 def test_a_network_that_starts_with_far_too_low_a_rate_is_trained_to_a_better_one() -> None:
     tasks = [task(steps=40)]
     start = starting_network(tasks, peaks=[0.001], temperature=4.0, training=MLP, seed=0)

@@ -13,8 +13,8 @@ from optuna.trial import TrialState, create_trial
 from metasearch.records import EpochReport, StageResult, TrialResult
 from metasearch.search.names import FAILURE, LATENCY, RESULT, ROLE, RUN, TEACHER
 from metasearch.search.space import load_space
-from metasearch.search.store import CONTROLS, create_study, open_storage
-from tests.fakes import describe
+from metasearch.search.store import CONTROLS, create_study
+from tests.fakes import describe, new_storage
 
 TEACHER_FOUND = {"spec": "convnet:width=24,depth=6", "metrics": {"val_accuracy": 0.97, "parameters": 9e4, "macs": 1e6}}
 
@@ -30,7 +30,7 @@ def reported_study(
     **changes: Any,
 ) -> str:
     """Make a study over `quick` whose every fifth trial fails with a message, with a companion; return its name."""
-    storage = open_storage(url, create=True)
+    storage = new_storage(url)
     description = describe(folder, trials=trials, **changes)
     study = create_study(storage, name, description)
     study.set_user_attr(TEACHER, TEACHER_FOUND)

@@ -24,7 +24,7 @@ from metasearch.report.heads import study_head, study_heads
 from metasearch.report.rows import Wanted
 from metasearch.search.store import FAILURE, LOST, RESULT, RUN, create_study, load_study, open_storage
 from tests.bench.large_study import make_study
-from tests.fakes import describe, finished_study
+from tests.fakes import describe, finished_study, new_storage
 
 
 def new_name() -> str:
@@ -44,7 +44,7 @@ def both_ways(url: str, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 def odd_study(url: str) -> str:
     """Make a study with every kind of distribution, value, state and attribute; return its name."""
     name = new_name()
-    study = optuna.create_study(storage=open_storage(url, create=True), study_name=name, directions=["minimize"] * 2)
+    study = optuna.create_study(storage=new_storage(url), study_name=name, directions=["minimize"] * 2)
     for index, value in enumerate([1.5, float("inf"), -float("inf"), 2.0]):
         trial = study.ask()
         trial.suggest_float("f", 0, 1)
@@ -105,7 +105,7 @@ def result(**metrics: float) -> TrialResult:
 
 def test_a_result_is_cut_off_where_its_stages_and_curve_begin(url: str, tmp_path: Path) -> None:
     name = new_name()
-    study = create_study(open_storage(url, create=True), name, describe(tmp_path))
+    study = create_study(new_storage(url), name, describe(tmp_path))
     trial = study.ask()
     told = result(val_accuracy=0.9, model_bytes=5.0)
     trial.set_user_attr(RESULT, told.to_json())
@@ -194,7 +194,7 @@ def test_answers_of_one_snapshot_are_of_one_moment(url: str) -> None:
 
 def test_readers_and_a_writer_do_not_lock_each_other_out(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    study = create_study(open_storage(url, create=True), "busy", describe(tmp_path))
+    study = create_study(new_storage(url), "busy", describe(tmp_path))
     over, failures, counts = threading.Event(), list[Exception](), list[int]()
 
     def read() -> None:
@@ -252,7 +252,7 @@ def test_cells_become_the_narrowest_array_that_holds_them(cells: list[Any], kind
 
 def test_a_failed_trial_has_its_reason_and_keeps_its_place(url: str, tmp_path: Path) -> None:
     name = new_name()
-    study = create_study(open_storage(url, create=True), name, describe(tmp_path))
+    study = create_study(new_storage(url), name, describe(tmp_path))
     for reason in ("diverged", LOST):
         trial = study.ask()
         trial.set_user_attr(FAILURE, {"reason": reason, "message": "m"})

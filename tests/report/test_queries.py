@@ -31,14 +31,15 @@ from metasearch.report.where import parse_where
 from metasearch.search.pareto import dominates
 from metasearch.search.store import CONTROLS, RESULT, ROLE, create_study, load_study, open_storage
 from tests.bench.large_study import make_study
-from tests.fakes import describe, finished_study
+from tests.fakes import describe, finished_study, new_storage
 
 
-@pytest.fixture
-def ten(tmp_path: Path) -> Database:
-    """A study `ten` of nine complete trials, each on the front, and a failed one."""
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    finished_study(url, "ten", tmp_path)
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    """A study `ten` of nine complete trials, each on the front, and a failed one; for tests that only read."""
+    folder = tmp_path_factory.mktemp("ten")
+    url = f"sqlite:///{folder / 'studies.db'}"
+    finished_study(url, "ten", folder)
     return open_database(url)
 
 
@@ -52,9 +53,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Database:
 
 def theirs(url: str, *, trials: int = 40, name: str = "theirs", seed: int = 0) -> optuna.Study:
     """Make a study by Optuna alone, with two objectives and a constraint."""
-    study = optuna.create_study(
-        storage=open_storage(url, create=True), study_name=name, directions=["minimize", "maximize"]
-    )
+    study = optuna.create_study(storage=new_storage(url), study_name=name, directions=["minimize", "maximize"])
     rng = np.random.default_rng(seed)
     searched = {
         "x": FloatDistribution(0, 1),
@@ -249,7 +248,7 @@ def test_a_storage_of_an_unknown_version_is_answered_by_optunas_classes(tmp_path
 
 def test_a_study_without_complete_trials_has_an_empty_front(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    study = create_study(open_storage(url, create=True), "new", describe(tmp_path))
+    study = create_study(new_storage(url), "new", describe(tmp_path))
     assert best(open_database(url), "new", where=parse_where("model_bytes < 1")).record()["trials"] == []
     study.tell(study.ask(), state=TrialState.FAIL)
     frame = metasearch.trials("new", where="state = 'FAIL'", storage=url)
@@ -325,9 +324,10 @@ def test_importance_names_its_mistakes(ten: Database, tmp_path: Path) -> None:
         importances(ten, "ten", objective="val_acuracy")
     with pytest.raises(InputError, match="must be one of ped-anova, fanova"):
         importances(ten, "ten", evaluator="guess")
-    create_study(open_storage(ten.url), "new", describe(tmp_path))
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    create_study(new_storage(url), "new", describe(tmp_path))
     with pytest.raises(NotFoundError, match="0 complete trials; importance needs two"):
-        importances(ten, "new")
+        importances(open_database(url), "new")
 
 
 def test_the_parameter_that_sets_the_size_matters_most_for_it(large: Database) -> None:

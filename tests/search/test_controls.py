@@ -27,8 +27,9 @@ from metasearch.search.controls import (
 )
 from metasearch.search.ledger import Ledger, trial_seed
 from metasearch.search.pareto import Front
-from metasearch.search.store import FAILURE, ROLE, StudyDescription, create_study, open_storage
+from metasearch.search.store import FAILURE, ROLE, StudyDescription, create_study
 from metasearch.tasks import Task, TaskSource, load_task
+from tests.fakes import new_storage
 from tests.synthetic import synthetic_task
 
 CONFIG = {"student.family": "mlp", "student.width": 16, "student.depth": 2, "alpha": 0.5, "epochs": 1}
@@ -43,7 +44,7 @@ def task() -> Task:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> RDBStorage:
-    return open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
 
 
 @pytest.fixture

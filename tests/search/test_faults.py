@@ -14,11 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
@@ -43,7 +45,7 @@ def books_of(url: str, target: int) -> Ledger:
         target=target,
         seed=5,
         objectives=("val_accuracy", "macs"),
-        artefacts=Path(url.removeprefix("sqlite:///")).parent / "artefacts",
+        artefacts=str(Path(url.removeprefix("sqlite:///")).parent / "artefacts"),
     )
 
 
@@ -61,8 +63,9 @@ def main(url: str, target: int) -> int:
             time.sleep(seconds)
             yield EpochReport("distill", epoch, 3, 0.1, x, 10, 0.1, 1.0, 0.1)
         assert request.folder is not None
-        request.folder.mkdir(parents=True, exist_ok=True)
-        (request.folder / "weights").write_text(json.dumps([request.config, request.seed]))
+        folder = Path(request.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights").write_text(json.dumps([request.config, request.seed]))
         return TrialResult(request.config, request.seed, {"val_accuracy": x * y, "macs": x + y})
 
     stop = StopFlag()
@@ -98,7 +101,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -131,8 +134,14 @@ def url(tmp_path: Path) -> str:
     return url
 
 
+@cache
+def opened(url: str) -> RDBStorage:
+    """Return a storage that is opened once: the tests ask it many times a second, on cores that the search wants."""
+    return open_storage(url)
+
+
 def study_at(url: str, name: str = "s") -> Study:
-    return optuna.load_study(study_name=name, storage=open_storage(url))
+    return optuna.load_study(study_name=name, storage=opened(url))
 
 
 def finished_at(url: str, name: str = "s") -> int:

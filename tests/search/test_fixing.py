@@ -120,12 +120,18 @@ def test_a_front_without_a_value_of_the_space_is_refused(values: dict[str, Any],
 # Earlier studies
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the storage and its artefacts."""
+    return tmp_path_factory.mktemp("earlier")
+
+
+@pytest.fixture(scope="module")
+def storage(folder: Path) -> RDBStorage:
     """A storage with a study whose trial 8 is its most accurate, and 2 the best of at most 3 kB."""
-    url = f"sqlite:///{tmp_path / 'studies.db'}"
-    finished_study(url, "first", tmp_path)
-    return finished_study(url, "limited", tmp_path, constraints=["model_bytes<=3kB"])
+    url = f"sqlite:///{folder / 'studies.db'}"
+    finished_study(url, "first", folder)
+    return finished_study(url, "limited", folder, constraints=["model_bytes<=3kB"])
 
 
 def test_the_best_trial_is_the_first_of_the_front_under_the_constraints(storage: RDBStorage) -> None:
@@ -135,8 +141,9 @@ def test_the_best_trial_is_the_first_of_the_front_under_the_constraints(storage:
         front_of(storage, "frist")
 
 
-def test_a_study_without_a_feasible_trial_decides_nothing(storage: RDBStorage, tmp_path: Path) -> None:
-    finished_study(f"sqlite:///{tmp_path / 'studies.db'}", "none", tmp_path, constraints=["model_bytes<=1"])
+def test_a_study_without_a_feasible_trial_decides_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    storage = finished_study(url, "none", tmp_path, constraints=["model_bytes<=1"])
     with pytest.raises(InfeasibleError, match=r"^study none: has no complete trial that satisfies its constraints$"):
         front_of(storage, "none")
 
@@ -186,9 +193,9 @@ def test_what_cannot_be_decided_is_refused_in_one_line(storage: RDBStorage) -> N
         decide(storage, structure="first", structure_range="first")
 
 
-def test_the_best_students_weights_are_found_and_said_to_be_gone(storage: RDBStorage, tmp_path: Path) -> None:
+def test_the_best_students_weights_are_found_and_said_to_be_gone(storage: RDBStorage, folder: Path) -> None:
     opened: Callable[[], RDBStorage] = lambda: storage  # noqa: E731 - a def here would need its own name
-    path = tmp_path / "artefacts" / "limited" / "trial-00002" / "student.safetensors"
+    path = folder / "artefacts" / "limited" / "trial-00002" / "student.safetensors"
     with pytest.raises(NotFoundError, match=r"^--init-from limited: .*trial-00002/student\.safetensors is not there$"):
         student_file(opened, "limited")
     path.parent.mkdir(parents=True)

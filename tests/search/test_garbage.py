@@ -10,12 +10,13 @@ import pytest
 from optuna.storages import RDBStorage
 
 from metasearch.search.garbage import claim, collect
-from metasearch.search.store import DESCRIPTION, StudyDescription, open_storage
+from metasearch.search.store import DESCRIPTION, StudyDescription
+from tests.fakes import new_storage
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> RDBStorage:
-    return open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
 
 
 def add_study(storage: RDBStorage, name: str, artefacts: Path) -> Path:
@@ -23,7 +24,7 @@ def add_study(storage: RDBStorage, name: str, artefacts: Path) -> Path:
     description = StudyDescription({}, "", "", "", ["macs"], [], 1, 0, "tpe", "", "cpu", str(artefacts))
     optuna.create_study(storage=storage, study_name=name).set_user_attr(DESCRIPTION, asdict(description))
     folder = artefacts / name
-    claim(folder, storage)
+    claim(str(folder), storage)
     (folder / "trial-00000").mkdir()
     (folder / "trial-00000" / "weights").write_bytes(b"12345")
     return folder
@@ -60,7 +61,7 @@ def test_a_study_with_a_slash_in_its_name_keeps_its_artefacts(storage: RDBStorag
 def test_artefacts_of_another_storage_are_left_alone(
     storage: RDBStorage, metasearch_home: Path, tmp_path: Path
 ) -> None:
-    other = open_storage(f"sqlite:///{tmp_path / 'other.db'}", create=True)
+    other = new_storage(f"sqlite:///{tmp_path / 'other.db'}")
     folder = add_study(other, "theirs", metasearch_home / "artefacts")
     assert list(collect(storage, remove=True)) == []
     assert folder.exists()

@@ -14,21 +14,21 @@ from optuna.storages import RDBStorage
 from metasearch.errors import InputError
 from metasearch.report.database import open_database
 from metasearch.report.queries import best, trials_table
-from metasearch.report.status import status_of
+from metasearch.report.standing import standing
 from metasearch.report.studies import studies_frame
 from metasearch.search import imported
 from metasearch.search.garbage import collect
 from metasearch.search.imported import import_priors, imported_prior
-from metasearch.search.store import load_study, open_storage
+from metasearch.search.store import load_study
 from metasearch.transfer.prior import Prior, PriorTrial
-from tests.fakes import finished_study
+from tests.fakes import finished_study, new_storage
 
 DIRECTIONS = {"val_accuracy": "maximize", "model_bytes": "minimize"}
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> RDBStorage:
-    return open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
 
 
 def made(name: str = "usps", trials: int = 3) -> Prior:
@@ -101,12 +101,12 @@ def test_a_study_of_any_other_kind_holds_no_imported_prior(storage: RDBStorage, 
 def test_questions_about_studies_are_not_confused_by_an_imported_prior(storage: RDBStorage, tmp_path: Path) -> None:
     finished_study(str(storage.url), "ten", tmp_path)
     import_priors(storage, [made()], place="p")
-    database, study = open_database(storage.url), load_study(storage, "usps")
+    database = open_database(storage.url)
     assert list(studies_frame(database)["name"]) == ["ten"]
     for ask in (
         lambda: trials_table(database, "usps").frame(),
         lambda: best(database, "usps").table.frame(),
-        lambda: status_of(study),
+        lambda: standing(database, "usps"),
     ):
         with pytest.raises(InputError, match="study usps: is an imported prior, without trials"):
             ask()

@@ -20,14 +20,15 @@ from metasearch.errors import StorageError
 from metasearch.search import lease as module
 from metasearch.search.lease import Lease, holder_of
 from metasearch.search.names import LEASE
-from metasearch.search.store import STOP, open_storage
+from metasearch.search.store import STOP
+from tests.fakes import new_storage
 
 HOST = socket.gethostname()
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     return optuna.create_study(storage=storage, study_name="s")
 
 
@@ -88,14 +89,58 @@ def test_a_process_that_does_not_renew_is_not_the_driver(study: Study) -> None:
     assert holder_of(study) is None
 
 
-def test_a_driver_on_another_host_is_believed_until_its_lease_runs_out(study: Study) -> None:
-    hold(study, host="elsewhere", age_s=module.EXPIRES_S - 5)
-    with pytest.raises(StorageError, match="elsewhere"):
-        Lease(study, on_stop=quiet).acquire()
-    hold(study, host="elsewhere", age_s=module.EXPIRES_S + 1)
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"RENEW_S": 0.02, "EXPIRES_S": 0.4, "LOOK_S": 0.01}.items():
+        monkeypatch.setattr(module, name, seconds)
+
+
+@pytest.mark.usefixtures("short_lease")
+@pytest.mark.parametrize("skew_s", [-3600.0, 0.0, 3600.0])
+def test_a_driver_on_another_host_is_alive_as_long_as_it_renews_whatever_its_clock(study: Study, skew_s: float) -> None:
+    hold(study, host="elsewhere", age_s=skew_s)
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(0.02):
+            hold(study, host="elsewhere", age_s=skew_s)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(StorageError, match="elsewhere"):
+            Lease(study, on_stop=quiet).acquire()
+    finally:
+        done.set()
+        thread.join()
+    started = time.monotonic()
+    lease = Lease(study, on_stop=quiet)
+    lease.acquire()  # nobody renews it now
+    assert time.monotonic() - started < 5
+    lease.release()
+
+
+@pytest.mark.usefixtures("short_lease")
+def test_a_fresh_lease_of_another_host_is_waited_for_until_it_has_run_out(study: Study) -> None:
+    hold(study, host="elsewhere")
+    started = time.monotonic()
     lease = Lease(study, on_stop=quiet)
     lease.acquire()
+    assert time.monotonic() - started > 0.3
     lease.release()
+
+
+def test_a_renewal_whose_answer_was_lost_is_ours_all_the_same(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    heard: list[str] = []
+    lease = Lease(study, on_stop=heard.append)
+    lease.acquire()
+    renewed = {**lease._identity, "time": time.time() + 1}
+    study.set_user_attr(LEASE, renewed)  # in the storage, though the driver still holds the text before
+    time.sleep(0.3)
+    lease.release()
+    assert heard == []
+    assert holder_of(study) is None
 
 
 def test_of_drivers_that_start_at_once_exactly_one_goes_on(study: Study, tmp_path: Path) -> None:

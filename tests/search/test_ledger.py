@@ -21,7 +21,8 @@ from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, check_distinct, trial_seed
 from metasearch.search.objectives import Constraint
 from metasearch.search.samplers import make_sampler
-from metasearch.search.store import FAILURE, LOST, RESULT, is_finished, open_storage
+from metasearch.search.store import FAILURE, LOST, RESULT, is_finished
+from tests.fakes import new_storage
 
 CURVE = [EpochReport("distill", epoch, 3, 0.1, 0.5, 10, 0.1, 1.0, 0.1) for epoch in (1, 2)]
 
@@ -36,7 +37,7 @@ def result(accuracy: float, macs: float, **more: float) -> TrialResult:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     study = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
     study.sampler = make_sampler("random", seed=0, trials_so_far=0)
     return study
@@ -155,9 +156,9 @@ def test_trials_lost_in_a_row_are_counted_until_one_ends(study: Study) -> None:
 
 
 def test_a_trial_that_a_dead_driver_left_is_adopted_with_its_folder(study: Study, tmp_path: Path) -> None:
-    dead = ledger(study, artefacts=tmp_path / "a")
+    dead = ledger(study, artefacts=str(tmp_path / "a"))
     asked = [dead.ask(), dead.ask()]
-    books = ledger(study, artefacts=tmp_path / "a")
+    books = ledger(study, artefacts=str(tmp_path / "a"))
     assert books.wanted == 4
     assert [books.ask(), books.ask()] == asked
     assert books.ask()[0] == 2
@@ -296,8 +297,8 @@ def finish(books: Ledger, accuracy: float, macs: float) -> int:
 def write(books: Ledger, number: int) -> None:
     folder = books.folder_of(number)
     assert folder is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "student.safetensors").write_text(str(number))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "student.safetensors").write_text(str(number))
 
 
 def folders(root: Path) -> list[str]:
@@ -305,7 +306,7 @@ def folders(root: Path) -> list[str]:
 
 
 def test_artefacts_are_kept_for_the_feasible_front_alone(study: Study, tmp_path: Path) -> None:
-    books = ledger(study, 9, artefacts=tmp_path, constraints=(Constraint.parse("macs<=50"),))
+    books = ledger(study, 9, artefacts=str(tmp_path), constraints=(Constraint.parse("macs<=50"),))
     finish(books, 0.7, 10)
     finish(books, 0.9, 60)  # infeasible
     finish(books, 0.6, 20)  # dominated
@@ -321,7 +322,7 @@ def test_artefacts_are_kept_for_the_feasible_front_alone(study: Study, tmp_path:
 
 
 def test_what_a_dead_driver_left_off_the_front_is_removed(study: Study, tmp_path: Path) -> None:
-    dead = ledger(study, 9, artefacts=tmp_path)
+    dead = ledger(study, 9, artefacts=str(tmp_path))
     finish(dead, 0.9, 10)
     worse = finish(dead, 0.8, 20)
     failed = dead.ask()[0]
@@ -330,7 +331,7 @@ def test_what_a_dead_driver_left_off_the_front_is_removed(study: Study, tmp_path
     for number in (worse, failed, running):
         write(dead, number)
     (tmp_path / "controls" / "trial-00000").mkdir(parents=True)
-    ledger(study, 9, artefacts=tmp_path)
+    ledger(study, 9, artefacts=str(tmp_path))
     assert folders(tmp_path) == ["trial-00000"]
     assert (tmp_path / "controls" / "trial-00000").exists()
 
@@ -338,12 +339,12 @@ def test_what_a_dead_driver_left_off_the_front_is_removed(study: Study, tmp_path
 def test_every_run_of_a_companion_keeps_its_artefacts(study: Study, tmp_path: Path) -> None:
     for _ in range(3):
         study.enqueue_trial({"a": 0.5})
-    books = ledger(study, None, artefacts=tmp_path)
+    books = ledger(study, None, artefacts=str(tmp_path))
     assert books.wanted == 3
     for accuracy in (0.9, 0.8):
         finish(books, accuracy, 10)
     assert folders(tmp_path) == ["trial-00000", "trial-00001"]
-    again = ledger(study, None, artefacts=tmp_path)
+    again = ledger(study, None, artefacts=str(tmp_path))
     assert (again.target, again.wanted) == (3, 1)
     assert folders(tmp_path) == ["trial-00000", "trial-00001"]
 
@@ -351,7 +352,7 @@ def test_every_run_of_a_companion_keeps_its_artefacts(study: Study, tmp_path: Pa
 def test_a_folder_that_cannot_be_removed_does_not_end_the_search(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    books = ledger(study, artefacts=tmp_path)
+    books = ledger(study, artefacts=str(tmp_path))
     finish(books, 0.9, 10)
 
     def refuse(path: object, *_: object, **__: object) -> None:
@@ -361,7 +362,7 @@ def test_a_folder_that_cannot_be_removed_does_not_end_the_search(
         patched.setattr("os.unlink", refuse)
         finish(books, 0.8, 20)
     assert states(study) == ["COMPLETE", "COMPLETE"]
-    ledger(study, artefacts=tmp_path)
+    ledger(study, artefacts=str(tmp_path))
     assert folders(tmp_path) == ["trial-00000"]
 
 

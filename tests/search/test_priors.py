@@ -28,7 +28,7 @@ from metasearch.search.space import load_space, parse_space
 from metasearch.search.store import CONTROLS, DESCRIPTION, LOST, create_study, description_of, load_study, open_storage
 from metasearch.transfer.mapping import MappedPrior
 from metasearch.transfer.priors_file import write_priors
-from tests.fakes import copied, describe, finished_study
+from tests.fakes import copied, describe, finished_study, new_storage
 
 pytestmark = pytest.mark.usefixtures("nothing_built_in")
 
@@ -78,7 +78,7 @@ def test_a_study_says_its_task_versions_features_and_what_it_fixed(tmp_path: Pat
 
 
 def test_curves_of_complete_and_stopped_trials_are_kept_and_lost_trials_left_out(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 's.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 's.db'}")
     study = create_study(storage, "s", describe(tmp_path))
     ledger = Ledger(
         study,
@@ -299,7 +299,7 @@ def test_a_resumed_search_has_the_priors_it_was_started_from(storage: RDBStorage
 
 
 def test_an_imported_prior_is_found_by_auto(storage: RDBStorage, tmp_path: Path) -> None:
-    other = open_storage(f"sqlite:///{tmp_path / 'other.db'}", create=True)
+    other = new_storage(f"sqlite:///{tmp_path / 'other.db'}")
     import_priors(other, [known.prior for known in priors_in(storage)], place="x.parquet")
     assert names(choose_priors(other, "auto", SPACE, OBJECTIVES)) == ["first", "second"]
     assert {known.source for known in priors_in(other)} == {"imported"}

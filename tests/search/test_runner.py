@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -24,12 +25,14 @@ from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search import store
 from metasearch.search.early_stopping import SuccessiveHalving
-from metasearch.search.ledger import MOST_LOST, Ledger, Proposal, trial_seed
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
+from metasearch.search.patience import Patience
+from metasearch.search.runner import GPU_HOURS_USED, Limits, Resources, StopFlag, drive, ray_running
 from metasearch.search.samplers import make_sampler
 from metasearch.search.store import FAILURE, LEFT, RUN, is_finished, open_storage, storage_errors
-from metasearch.search.worker import Evaluate, TrialOutcome, TrialRequest, TrialWorker
+from metasearch.search.worker import TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource, load_task
+from tests.fakes import new_storage
 
 TWO = Resources(workers=2)
 Steps = Generator[EpochReport, None, TrialResult]
@@ -68,7 +71,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     return optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
 
 
@@ -291,8 +294,9 @@ def test_a_storage_that_is_locked_too_long_ends_the_search_and_nothing_told_is_l
         if books.finished == 2 and not lock.in_transaction:
             lock.execute("BEGIN EXCLUSIVE")
 
+    books = ledger(impatient, 8, patience=Patience(give_up_s=0.5))
     with pytest.raises(StorageError, match="database is locked"), storage_errors("sqlite:///x"):
-        drive(ledger(impatient, 8), evaluation(nothing), prepared, resources=TWO, stop=StopFlag(), progress=progress)
+        drive(books, evaluation(nothing), prepared, resources=TWO, stop=StopFlag(), progress=progress)
     lock.execute("ROLLBACK")
     assert sum(map(is_finished, study.trials)) == 2
     drive(ledger(study, 8), evaluation(nothing), prepared, resources=TWO, stop=StopFlag())
@@ -320,3 +324,78 @@ def test_as_many_trials_run_at_once_as_fit_and_a_metric_that_is_not_finite_stops
     assert_done(study, 8)
     assert reasons(study) == {1: "non_finite"}
     assert max(seen) == min(8, max(2, len(os.sched_getaffinity(0))))
+
+
+# Limits
+
+
+def test_a_trial_past_its_time_limit_is_ended_between_two_epochs() -> None:
+    worker = TrialWorker.__new__(TrialWorker)
+    evaluate = evaluation(nothing, seconds=0.2)
+    worker.setup({"request": TrialRequest(0, {"x": 0.5}, seed=3)}, lambda: None, evaluate, threads=1, limit_s=0.3)
+    steps = [worker.step() for _ in range(3)]
+    assert ["report" in step for step in steps] == [True, True, False]
+    assert steps[-1]["outcome"].failure == {"reason": TIMED_OUT, "message": "took longer than its 0 s"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_trial_that_hangs_is_ended_with_its_process_and_the_others_go_on(study: Study) -> None:
+    def act(request: TrialRequest, epoch: int) -> None:
+        if request.number == 1 and epoch == 2:
+            re.match(r"(a+)+$", "a" * 64 + "b")  # holds the interpreter's lock for years
+
+    books = ledger(study, 4)
+    drive(books, evaluation(act), prepared, resources=TWO, stop=StopFlag(), limits=Limits(trial_s=1.0))
+    assert_done(study, 4)
+    assert reasons(study) == {1: TIMED_OUT}
+    assert "hung: its process was ended" in study.trials[1].user_attrs[FAILURE]["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_search_ends_when_its_trials_have_used_the_gpu_hours(study: Study) -> None:
+    def told_with_gpus(books: Ledger) -> None:
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state.is_finished():
+                assert trial.user_attrs[RUN]["gpus"] == 0
+
+    stop = StopFlag()
+    books = ledger(study, 50)
+    books.gpu_seconds = 3600.0
+    drive(
+        books,
+        evaluation(nothing),
+        prepared,
+        resources=TWO,
+        stop=stop,
+        progress=told_with_gpus,
+        limits=Limits(gpu_hours=1.0),
+    )
+    assert stop.reason == GPU_HOURS_USED
+    assert 1 <= sum(map(is_finished, study.trials)) < 10
+
+
+def test_the_gpu_time_of_ended_and_lost_trials_is_counted_and_known_to_the_next_driver(study: Study) -> None:
+    books = ledger(study, 3)
+    for index in range(2):
+        number, _, _ = books.ask()
+        books.tell_result(number, result_of(index), {"started": 100.0, "ended": 108.0, "gpus": 0.25})
+    assert books.gpu_seconds == 4.0
+    number, _, _ = books.ask()
+    books.tell_lost(number, "its worker died", {"started": 0.0, "ended": 4.0, "gpus": 0.25})
+    assert books.gpu_seconds == 5.0
+    assert ledger(study, 3).gpu_seconds == 4.0
+
+
+def result_of(index: int) -> TrialResult:
+    return TrialResult({"x": 0.1 * index}, 0, {"val_accuracy": 0.5, "macs": 1.0})
+
+
+def test_a_trial_that_its_machine_kills_for_its_memory_has_failed_by_its_own_doing(study: Study) -> None:
+    books = ledger(study, 1)
+    for _ in range(RETRIES + 1):
+        number, _, _ = books.ask()
+        books.tell_lost(number, "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low", {})
+    assert reasons(study) == {0: "out_of_memory"}
+    assert books.wanted == 0

@@ -29,7 +29,8 @@ from metasearch.parameters import (
 )
 from metasearch.policies import KINDS, Policy
 from metasearch.records import Config
-from metasearch.search.space import Space, load_space, parse_space, preset_names
+from metasearch.resources import preset_names
+from metasearch.search.space import Space, load_space, parse_space
 
 PLACE = "search_spaces/small.yaml"
 EXAMPLE = """
@@ -208,7 +209,7 @@ def test_presets_give_whole_configurations_under_optunas_samplers(preset: str, s
         "nsga2": optuna.samplers.NSGAIISampler(seed=1, population_size=10),
     }
     study = optuna.create_study(directions=[o.direction for o in space.objectives], sampler=samplers[sampler])
-    for number in range(25):
+    for number in range(15):
         trial = study.ask()
         config = space.suggest(trial)
         check_configuration(space, config)
@@ -440,7 +441,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(documents(), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_space_survives_yaml_and_gives_whole_configurations(document: dict[str, Any], seed: int) -> None:
     space = parse_space(yaml.safe_dump(document), place=PLACE)
     again = parse_space(space.to_yaml(), place=PLACE)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from metasearch.errors import InputError
-from metasearch.resources import resource_folder
-from metasearch.search.space import load_space, parse_space, preset_names
+from metasearch.resources import preset_names, resource_folder
+from metasearch.search.space import load_space, parse_space
 from metasearch.search.space_schema import schema_text, space_schema
 
 

@@ -21,10 +21,11 @@ from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import parse_space
-from metasearch.search.store import description_of, load_study, open_storage
+from metasearch.search.store import description_of, load_study
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import teacher_for
+from tests.fakes import new_storage
 
 SOURCE = TaskSource("digits", max_train=100, augment="none")
 NETWORK = "mlp:width=4,depth=1"
@@ -45,7 +46,7 @@ parameters:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> RDBStorage:
-    return open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
 
 
 @pytest.fixture

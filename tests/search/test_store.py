@@ -263,6 +263,7 @@ def test_finished_are_complete_and_pruned_trials_and_failures_of_their_own() -> 
     assert not is_finished(trial(TrialState.WAITING))
 
 
+@pytest.mark.slow
 def test_many_may_make_the_storage_at_the_same_time(tmp_path: Path) -> None:
     for attempt in range(5):
         url, together = f"sqlite:///{tmp_path / f'{attempt}.db'}", Barrier(6)

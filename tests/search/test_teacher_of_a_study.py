@@ -17,10 +17,11 @@ from metasearch.search.launch import Watcher, _Search
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources, StopFlag
 from metasearch.search.space import load_space
-from metasearch.search.store import description_of, load_study, open_storage, study_names
+from metasearch.search.store import description_of, load_study, study_names
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherMember, TeacherSource
 from metasearch.teachers.networks import build_teacher
+from tests.fakes import new_storage
 
 SOURCE = TaskSource("digits", max_train=100, augment="none")
 NETWORK = "mlp:width=4,depth=1"
@@ -33,7 +34,7 @@ def task() -> Task:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> RDBStorage:
-    return open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    return new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
 
 
 def prepare(storage: RDBStorage, teacher: TeacherSource | str) -> str:

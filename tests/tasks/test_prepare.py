@@ -389,8 +389,14 @@ def test_python_module_is_found_in_the_working_directory(tmp_path: Path, monkeyp
     [
         ("mnist", {"max_train": 1000}, (1, 28, 28), (1000, 500, 10000)),
         ("fashion_mnist", {"max_train": 1000, "image_size": 14}, (1, 14, 14), (1000, 500, 10000)),
-        ("usps", {}, (1, 16, 16), (6076, 1215, 2007)),
-        ("folder:SignLanguageDigits/Dataset", {"image_size": 32}, (3, 32, 32), (1432, 286, 344)),
+        pytest.param("usps", {}, (1, 16, 16), (6076, 1215, 2007), marks=pytest.mark.slow),
+        pytest.param(
+            "folder:SignLanguageDigits/Dataset",
+            {"image_size": 32},
+            (3, 32, 32),
+            (1432, 286, 344),
+            marks=pytest.mark.slow,
+        ),
         (
             "npz:CMATERdb/telugu-numerals/training-images.npz,CMATERdb/telugu-numerals/testing-images.npz",
             {},

@@ -398,6 +398,7 @@ def test_usps_file_of_another_format_is_refused(tmp_path: Path) -> None:
         read("usps", tmp_path)
 
 
+@pytest.mark.slow
 def test_usps_bytes_equal_those_of_torchvision(shared_data: Path, tmp_path: Path) -> None:
     from torchvision.datasets import USPS
 

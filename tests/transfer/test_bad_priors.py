@@ -31,12 +31,14 @@ def mean_best(change: Callable[[list[float]], Any] | None, trials: int = 25) -> 
     return np.asarray(np.mean(curves, axis=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [inverted, shuffled])
 def test_misleading_priors_do_no_lasting_harm(change: Callable[[list[float]], Any]) -> None:
     # random configurations have losses of 1 to 4; the best of 25 random ones is about 0.3
     assert mean_best(change)[-1] < 0.15
 
 
+@pytest.mark.slow
 def test_good_priors_are_worth_many_trials() -> None:
     good, cold = mean_best(list, trials=15), mean_best(None, trials=15)
     assert good[4] < 0.3 * cold[4]

@@ -89,6 +89,7 @@ def test_starts_are_the_fronts_of_the_priors_in_turn() -> None:
     assert [start["x"] for start in starts] == [0.1, 0.6, 0.2, 0.4]
 
 
+@pytest.mark.slow
 def test_many_priors_are_thinned_but_each_is_heard() -> None:
     priors = [prior(task, trials=60) for task in range(40)]
     pool = Knowledge.of(priors, SPACE, LOSS).objectives[0].pool

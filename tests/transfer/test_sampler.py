@@ -199,6 +199,7 @@ def three_objectives(trial: optuna.Trial) -> tuple[float, float, float]:
     return loss(params, 0), params["width"] / 64, -params["dropout"]
 
 
+@pytest.mark.slow
 def test_three_objectives_are_improved_faster_than_at_random() -> None:
     measure = Hypervolume.of(np.array([2.0, 1.0, 0.0]), np.array([2.0, 1.0, 0.8]), count=500)
 
@@ -242,6 +243,7 @@ UNFIT: dict[str, Prior] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNFIT)
 def test_a_prior_that_does_not_fit_is_lived_with(name: str) -> None:
     assert best_after(TransferSampler([UNFIT[name]], seed=0), task=0, trials=30)[-1] < 0.3

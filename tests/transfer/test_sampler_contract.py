@@ -46,6 +46,7 @@ class TestWithOnePrior(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
         return lambda: TransferSampler(priors, seed=0)
 
 
+@pytest.mark.slow
 class TestWithTwoPriors(RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:

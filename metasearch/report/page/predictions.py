@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from metasearch.errors import MetasearchError
 from metasearch.report.page.facts import Facts
 from metasearch.report.page.figure import Axis, Figure, Series, TextTable
+from metasearch.search.artefacts import fetch, joined, trial_folder
 
 BATCH = 256
 MOST_WRONG = 24
@@ -56,9 +57,9 @@ def predictions(facts: Facts, number: int) -> Predictions | str:
     if not any(run["role"] == "final" and run["of"] == number for run in facts.controls):
         return "its final runs are not done, and until then nothing reads the test split"
     description = facts.head.description
-    file = Path(description["artefacts"]) / facts.name / f"trial-{number:05d}" / "model.onnx"
-    if not file.is_file():
-        return "its network is not on this machine"
+    file = fetch(joined(trial_folder(joined(description["artefacts"], facts.name), number), "model.onnx"))
+    if file is None:
+        return "its network is not to be had from this machine"
     from metasearch.tasks import TaskSource, load_task
 
     try:

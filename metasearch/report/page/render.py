@@ -27,12 +27,12 @@ ECHARTS_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0f
 PAGE = "index.html"
 
 
-def write_page(report: Report, folder: Path) -> Path:
+def write_page(report: Report, folder: Path, *, renew_s: float | None = None) -> Path:
     """Write the report's page into a folder, whole or not at all, and return its path.
 
-    Raises InputError where it cannot be written.
+    renew_s: after so many seconds an open page reloads itself. Raises InputError where it cannot be written.
     """
-    page = render_page(report)
+    page = render_page(report, renew_s=renew_s)
     path, temporary = folder / PAGE, folder / f".{PAGE}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,8 @@ def write_page(report: Report, folder: Path) -> Path:
     return path
 
 
-def render_page(report: Report) -> str:
-    """Return the page's HTML."""
+def render_page(report: Report, *, renew_s: float | None = None) -> str:
+    """Return the page's HTML. renew_s: see `write_page`."""
     scripts = [_static("echarts.min.js"), _static("page.js")]
     style = _static("page.css")
     environment = Environment(
@@ -59,6 +59,7 @@ def render_page(report: Report) -> str:
     )
     return environment.get_template("page.html").render(
         report=report,
+        renew_s=renew_s,
         policy=content_security_policy(scripts, style),
         scripts=[Markup(script) for script in scripts],
         style=Markup(style),

@@ -357,6 +357,31 @@
     place.append(table);
   }
 
+  // ---- while the search runs: the page reloads itself, and shows what it showed
+  const renewEvery = 1000 * Number(document.documentElement.dataset.renewS || 0), READING = 3000;
+  const foldable = () => [...document.querySelectorAll("details")];
+  let touched = 0;
+  function renew() {
+    if (printing || Date.now() - touched < READING) { setTimeout(renew, 1000); return; }  // a tip is being read
+    const wide = [...document.querySelectorAll(".scroll")].map((one) => [one.scrollLeft, one.scrollTop]);
+    history.replaceState({ place: [scrollX, scrollY], open: foldable().map((details) => details.open), wide }, "");
+    location.reload();
+  }
+  function putBack() {  // once all figures have their heights
+    const kept = history.state;
+    if (kept && kept.open) {
+      foldable().forEach((details, index) => {
+        details.open = Boolean(kept.open[index]);
+        if (details.dataset.numbers) numbers(details);
+      });
+      document.querySelectorAll(".scroll").forEach((one, index) => one.scrollTo(...(kept.wide[index] || [0, 0])));
+      window.scrollTo(...kept.place);
+      history.replaceState(null, "");
+    }
+    if (renewEvery) setTimeout(renew, renewEvery);
+  }
+  for (const kind of ["pointermove", "keydown"]) document.addEventListener(kind, () => { touched = Date.now(); }, { passive: true });
+
   const boxes = [...document.querySelectorAll("[data-figure]")];
   for (const box of boxes) box.addEventListener("keydown", walk);
   for (const details of document.querySelectorAll("[data-numbers]")) details.addEventListener("toggle", () => numbers(details));
@@ -369,7 +394,7 @@
   let next = 0;
   function drawNext() {  // one after the other, so that the page answers meanwhile
     if (next < boxes.length) { setTimeout(drawNext, 0); next += 1; watcher.observe(boxes[next - 1]); draw(boxes[next - 1]); }
-    else document.documentElement.dataset.ready = "true";
+    else { document.documentElement.dataset.ready = "true"; putBack(); }
   }
   drawNext();
   dark.addEventListener("change", drawAll);

@@ -1,0 +1,173 @@
+"""Artefact folders on any file system that fsspec knows: a local folder, NFS, S3 and its like.
+
+A folder is named by its path or URL (`s3://bucket/prefix`). Files appear whole or not at all, and their SHA-256 is kept
+with the trial that made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from metasearch.errors import InputError, StorageError
+from metasearch.folders import cache_folder
+
+PUBLISH_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Between attempts to write what a trial made: a shared folder that is full or away for some seconds costs no trial."""
+BLOCK = 1 << 20
+
+
+def location(text: str) -> str:
+    """Return a folder as it is kept with a study: an absolute path, or a URL.
+
+    Raises InputError for a protocol that is unknown or needs another package, and for a secret in the URL.
+    """
+    if "://" not in text:
+        return str(Path(text).expanduser().absolute())
+    if urlsplit(text).password:
+        raise InputError("--artefacts", "must hold no secret: give it in the environment or a mounted file")
+    try:
+        url_to_fs(text)
+    except (ValueError, ImportError) as error:
+        raise InputError("--artefacts", f"must be a folder or a URL that fsspec opens: {error}", text) from error
+    return text.rstrip("/")
+
+
+def joined(folder: str, *parts: str) -> str:
+    """Return the path or URL of what lies in a folder."""
+    return "/".join((folder.rstrip("/"), *parts))
+
+
+def trial_folder(study_folder: str, number: int) -> str:
+    """Return the folder of a trial in its study's."""
+    return joined(study_folder, f"trial-{number:05d}")
+
+
+def check_writable(folder: str) -> None:
+    """Raise StorageError unless the folder can be made and written to."""
+    probe = joined(folder, f".probe-{os.getpid()}")
+    try:
+        files, path = _opened(probe)
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(path, b"0" * 4096)
+        files.rm_file(path)
+    except OSError as error:
+        raise StorageError(f"artefact folder {folder}: must be writable: {error.strerror or error}") from error
+
+
+def publish(made: Path, folder: str, *, waits_s: tuple[float, ...] = PUBLISH_WAITS_S) -> dict[str, str]:
+    """Copy the files in the local folder `made` to `folder`; return the SHA-256 of each, by its name.
+
+    waits_s: before each further attempt, where one fails. Raises OSError when the last one has failed.
+    """
+    for wait_s in (*waits_s, None):
+        try:
+            return {file.name: _publish_file(file, folder) for file in sorted(made.iterdir())}
+        except OSError:
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _publish_file(file: Path, folder: str) -> str:
+    files, path = _opened(joined(folder, file.name))
+    files.makedirs(path.rpartition("/")[0], exist_ok=True)
+    if _is_local(files):
+        part = f"{path}.{os.getpid()}.part"
+        try:
+            shutil.copyfile(file, part)
+            os.replace(part, path)
+        except OSError:
+            Path(part).unlink(missing_ok=True)
+            raise
+    else:
+        files.put_file(str(file), path)  # an object appears when it is whole
+    return digest_of(file)
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(file: str, digest: str | None = None) -> Path | None:
+    """Return a local file that holds the artefact, a copy in the cache where it lies elsewhere; None if it is gone.
+
+    digest: what was kept with the trial. Raises StorageError if the file has another.
+    """
+    files, path = _opened(file)
+    if _is_local(files):
+        local = Path(path)
+        if not local.is_file():
+            return None
+    else:
+        key = hashlib.sha256(f"{file} {digest}".encode()).hexdigest()[:32]
+        local = cache_folder() / "artefacts" / key / path.rpartition("/")[2]
+        if not local.exists():
+            local.parent.mkdir(parents=True, exist_ok=True)
+            part = local.with_name(f"{local.name}.{os.getpid()}.part")
+            try:
+                files.get_file(path, str(part))
+            except FileNotFoundError:
+                return None
+            os.replace(part, local)
+    if digest is not None and digest_of(local) != digest:
+        raise StorageError(f"{file}: is not what the trial wrote: its SHA-256 differs from the one kept with the trial")
+    return local
+
+
+def damaged(folder: str, digests: Mapping[str, str]) -> list[str]:
+    """Return the names of the files that are missing from a trial's folder, or have another digest than was kept."""
+
+    def whole(name: str, digest: str) -> bool:
+        try:
+            return fetch(joined(folder, name), digest) is not None
+        except StorageError:
+            return False
+
+    return [name for name, digest in digests.items() if not whole(name, digest)]
+
+
+def trial_numbers(study_folder: str) -> list[int]:
+    """Return the numbers of the trials that have a folder in their study's."""
+    files, path = _opened(study_folder)
+    try:
+        found = [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name.removeprefix("trial-")) for name in found if name.startswith("trial-"))
+
+
+def remove(folder: str) -> None:
+    """Remove a folder with all that is in it. What cannot be removed now stays, for the next one who tries."""
+    files, path = _opened(folder)
+    if _is_local(files):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        files.rm(path, recursive=True)
+    except OSError:  # not there, or not to be had now: no reason to end a search
+        return
+
+
+def _opened(url: str) -> tuple[AbstractFileSystem, str]:
+    files, path = url_to_fs(url)
+    files.invalidate_cache()
+    return files, path
+
+
+def _is_local(files: AbstractFileSystem) -> bool:
+    return "file" in ((files.protocol,) if isinstance(files.protocol, str) else files.protocol)

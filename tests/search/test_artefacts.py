@@ -1,0 +1,144 @@
+"""Artefact folders: whole files or none, their digests, on a local disk and elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from metasearch.errors import InputError, StorageError
+from metasearch.search import artefacts as module
+from metasearch.search.artefacts import (
+    check_writable,
+    damaged,
+    digest_of,
+    fetch,
+    joined,
+    location,
+    publish,
+    remove,
+    trial_folder,
+    trial_numbers,
+)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "student.safetensors").write_bytes(b"weights" * 1000)
+    (folder / "model.onnx").write_bytes(b"graph")
+    return folder
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder, the same as a URL, and a file system without directories or renaming, as an object store is."""
+    monkeypatch.setenv("METASEARCH_HOME", str(tmp_path / "home"))
+    text = {"folder": str(tmp_path / "a"), "file": f"file://{tmp_path / 'a'}", "memory": "memory://bucket/a"}
+    fsspec.filesystem("memory").store.clear()
+    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+    return location(text[request.param])
+
+
+def test_what_is_published_is_fetched_with_its_digest(root: str, made: Path) -> None:
+    folder = trial_folder(joined(root, "study"), 7)
+    digests = publish(made, folder)
+    assert digests == {file.name: digest_of(file) for file in made.iterdir()}
+    for file in made.iterdir():
+        fetched = fetch(joined(folder, file.name), digests[file.name])
+        assert fetched is not None
+        assert fetched.read_bytes() == file.read_bytes()
+    assert damaged(folder, digests) == []
+    assert trial_numbers(joined(root, "study")) == [7]
+
+
+def test_a_file_that_was_changed_or_is_gone_is_known(root: str, made: Path) -> None:
+    folder = trial_folder(root, 1)
+    digests = publish(made, folder)
+    (made / "model.onnx").write_bytes(b"another")
+    (made / "student.safetensors").unlink()
+    publish(made, folder)
+    with pytest.raises(StorageError, match=r"model\.onnx: is not what the trial wrote"):
+        fetch(joined(folder, "model.onnx"), digests["model.onnx"])
+    assert damaged(folder, digests | {"lost": "0" * 64}) == ["model.onnx", "lost"]
+    assert fetch(joined(folder, "lost")) is None
+
+
+def test_a_folder_removed_is_gone_and_removing_it_again_does_no_harm(root: str, made: Path) -> None:
+    for number in (3, 12):
+        publish(made, trial_folder(root, number))
+    for _ in range(2):
+        remove(trial_folder(root, 3))
+    assert trial_numbers(root) == [12]
+    assert fetch(joined(trial_folder(root, 3), "model.onnx")) is None
+
+
+def test_a_study_without_artefacts_has_no_trials_there(root: str) -> None:
+    assert trial_numbers(joined(root, "none")) == []
+
+
+def test_a_folder_that_can_be_written_to_stays_empty(root: str) -> None:
+    check_writable(root)
+    assert trial_numbers(root) == []
+    files, path = fsspec.core.url_to_fs(root)
+    assert not files.exists(path) or files.ls(path) == []
+
+
+def test_a_file_in_the_way_is_told_with_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=rf"artefact folder {tmp_path}/file: must be writable"):
+        check_writable(str(tmp_path / "file"))
+
+
+def test_a_full_disk_is_waited_for_and_leaves_no_half_file(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def full(source: Path, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        attempts.append(target)
+        raise OSError(28, "No space left on device")
+
+    folder = str(tmp_path / "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="No space"):
+            publish(made, folder, waits_s=(0.0, 0.0))
+    assert len(attempts) == 3
+    assert list(Path(folder).iterdir()) == []
+    assert set(publish(made, folder)) == {"student.safetensors", "model.onnx"}
+
+
+def test_a_folder_is_kept_as_an_absolute_path_and_a_url_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert location("here") == str(tmp_path / "here")
+    assert location("memory://bucket/a/") == "memory://bucket/a"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("nowhere://x", "must be a folder or a URL that fsspec opens: .*nowhere"),
+        ("s3://key:canary@bucket/a", "must hold no secret"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_in_a_line(text: str, rule: str) -> None:
+    with pytest.raises(InputError, match=rule) as caught:
+        location(text)
+    assert "canary" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_copy_from_elsewhere_is_made_once(root: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = publish(made, trial_folder(root, 0))
+    file = joined(trial_folder(root, 0), "model.onnx")
+    first = fetch(file, digests["model.onnx"])
+    opened = module._opened(file)[0]
+    monkeypatch.setattr(type(opened), "get_file", None)
+    assert fetch(file, digests["model.onnx"]) == first
