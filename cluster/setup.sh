@@ -37,9 +37,5 @@ python3 -m venv "$venv-uv"
 install_packages() { VIRTUAL_ENV="$venv" "$venv-uv/bin/uv" pip install --quiet "$@"; }
 # ray[default], not only ray[tune]: the job server and the dashboard are in it.
 install_packages --constraint "$root/constraints.txt" "metasearch[postgresql] @ file://$wheel" \
-    "ray[default]==$RAY_VERSION"
-if [ "${#packages[@]}" -gt 0 ]; then
-    # The botocore below s3fs wants a python-dateutil below 3.
-    install_packages --constraint <(grep -v '^python-dateutil==' "$root/constraints.txt") "${packages[@]}"
-fi
+    "ray[default]==$RAY_VERSION" "${packages[@]}"
 echo "$wanted" > "$venv/.installed"

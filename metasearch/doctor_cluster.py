@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from metasearch.errors import MetasearchError
 from metasearch.findings import FAILURE, OK, WARNING, Finding
-from metasearch.search.nodes import NodeReport, Reach, differences, look_around, versions_here
+from metasearch.search.nodes import NodeReport, Reach, look_around, unlike, versions_here
 
 CLOCK_WARNING_S, CLOCK_FAILURE_S = 5.0, 30.0
 """A driver that has not renewed its lease for 60 s counts as dead, by the clock of whoever looks."""
@@ -105,7 +105,7 @@ def node_findings(report: NodeReport, here: Mapping[str, str]) -> Iterator[Findi
     if report.silent:
         yield Finding(what, FAILURE, report.silent, "look at `ray status`, and the node's logs in /tmp/ray")
         return
-    wrong = differences(report.versions, here)
+    wrong = unlike(report.versions, here)
     if wrong:
         yield Finding(what, FAILURE, "; ".join(wrong), "install with one constraints.txt on all nodes, from one commit")
     for name, problem in report.problems.items():

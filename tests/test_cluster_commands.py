@@ -13,14 +13,6 @@ from metasearch import cli
 from tests.command_texts import commands_in_markdown, commands_in_script
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
-NOT_YET: dict[str, dict[str, int]] = {
-    "launch": {"--submit": 1, "--detach": 0},
-    "status": {"--submit": 1},
-    "logs": {"--submit": 1},
-    "stop": {"--submit": 1},
-    "doctor": {"--address": 1},
-}
-"""Flags that are still being built, by command, with how many words each takes."""
 
 
 def test_commands_of_the_guide_and_scripts_are_parsed_by_the_program() -> None:
@@ -72,12 +64,6 @@ def refusal(words: list[str]) -> str:
     command: Any = typer.main.get_command(cli.app)
     context = command.make_context("metasearch", [], resilient_parsing=True)
     words = list(words)
-    if words and words[0] in NOT_YET and words[0] not in command.commands:
-        return ""
-    for flag, arity in NOT_YET.get(words[0] if words else "", {}).items():
-        if flag in words:
-            at = words.index(flag)
-            del words[at : at + 1 + arity]
     try:
         while hasattr(command, "commands"):
             name = words.pop(0)

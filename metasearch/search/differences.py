@@ -14,7 +14,7 @@ COMPARED = ("task", "fingerprint", "objectives", "constraints", "seed", "sampler
 PACKAGES = ("metasearch", "torch", "optuna", "ray")
 
 
-def versions_here() -> dict[str, str]:
+def study_versions() -> dict[str, str]:
     """Return the versions that a study made now is described by."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
@@ -24,7 +24,7 @@ def version_differences(made_by: Mapping[str, str]) -> list[str]:
 
     Those of Optuna and Ray, and the last number of Python's, change none.
     """
-    here = versions_here()
+    here = study_versions()
     names = [name for name in ("metasearch", "torch", "python") if name in made_by]
 
     def short(name: str, text: str) -> str:

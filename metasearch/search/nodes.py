@@ -82,7 +82,7 @@ def package_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+def unlike(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """Return what differs, a text each: the name, what a node has, and what the driver has."""
     names = [name for name in here if there.get(name) != here[name]]
     if "metasearch" in names and "package" in names:
@@ -96,7 +96,7 @@ def check_versions(expected: Mapping[str, str]) -> None:
 
     expected: empty where there is nothing to compare, on the driver's own machine.
     """
-    if expected and (wrong := differences(versions_here(), expected)):
+    if expected and (wrong := unlike(versions_here(), expected)):
         raise MetasearchError(f"node {socket.gethostname()}: {'; '.join(wrong)}; install the driver's versions there")
 
 
@@ -251,7 +251,7 @@ def refusals(reports: Sequence[NodeReport], here: Mapping[str, str]) -> list[str
     """Return a text for each node that trials must not run on: it is silent, differs, or does not reach something."""
     lines = []
     for report in reports:
-        wrong = [report.silent] if report.silent else [*differences(report.versions, here), *report.problems.values()]
+        wrong = [report.silent] if report.silent else [*unlike(report.versions, here), *report.problems.values()]
         lines += [f"node {report.node}: {'; '.join(wrong)}"] if wrong else []
     return lines
 

@@ -20,7 +20,7 @@ from metasearch.parameters import POLICY_METHOD
 from metasearch.records import Config
 from metasearch.run import check_alike
 from metasearch.search.artefacts import check_writable, location
-from metasearch.search.differences import differences, versions_here
+from metasearch.search.differences import differences, study_versions
 from metasearch.search.earlier import Decided, decided_space, student_file
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
@@ -131,7 +131,7 @@ def prepare_study(
         device=resolve_device(options.device),
         artefacts=artefacts,
         early_stopping=options.early_stopping,
-        versions=versions_here(),
+        versions=study_versions(),
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         timeout_s=options.timeout_s,
@@ -157,7 +157,10 @@ def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription) ->
     different = differences(StudyDescription(**attributes[DESCRIPTION]), asked) if DESCRIPTION in attributes else []
     rule = f"a study of this name exists: `metasearch resume {name}`, or choose another"
     if different:
-        rule = f"a study of this name exists, and searches something else ({'; '.join(different)}): choose another"
+        rule = (
+            f"a study of this name exists, and searches something else ({'; '.join(different)}): "
+            f"choose another; `metasearch resume {name}` goes on with that one"
+        )
     raise InputError("--name", rule, name)
 
 

@@ -17,7 +17,7 @@ import metasearch
 from metasearch.errors import MetasearchError
 from metasearch.search import nodes
 from metasearch.search.connect import check_reachable
-from metasearch.search.nodes import NodeReport, Reach, check_versions, differences, examine, refusals, versions_here
+from metasearch.search.nodes import NodeReport, Reach, check_versions, examine, refusals, unlike, versions_here
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.worker import TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource
@@ -49,12 +49,12 @@ def test_the_package_hash_changes_with_a_file_and_not_with_its_place(tmp_path: P
 
 
 def test_a_difference_names_what_is_there_and_what_the_driver_has() -> None:
-    assert differences(HERE, HERE) == []
-    assert differences({**HERE, "torch": "2.11.0"}, HERE) == ["torch 2.11.0, the driver's 2.15.0"]
-    assert differences({**HERE, "package": "bbbb"}, HERE) == ["metasearch's files bbbb, the driver's aaaa"]
+    assert unlike(HERE, HERE) == []
+    assert unlike({**HERE, "torch": "2.11.0"}, HERE) == ["torch 2.11.0, the driver's 2.15.0"]
+    assert unlike({**HERE, "package": "bbbb"}, HERE) == ["metasearch's files bbbb, the driver's aaaa"]
     older = {**HERE, "metasearch": "0.0.9", "package": "bbbb"}
-    assert differences(older, HERE) == ["metasearch 0.0.9, the driver's 0.1.0"]
-    assert differences({}, {"optuna": "5"}) == ["optuna not there, the driver's 5"]
+    assert unlike(older, HERE) == ["metasearch 0.0.9, the driver's 0.1.0"]
+    assert unlike({}, {"optuna": "5"}) == ["optuna not there, the driver's 5"]
 
 
 def test_a_node_that_is_silent_differs_or_does_not_reach_something_is_refused_by_name() -> None:
