@@ -57,7 +57,7 @@ class Pretrained:
         """Return the domain with a teacher of its images but the last `held` a class, at most `most` of each."""
         few = tuple(rows[:-held][:most] for rows in domain.rows_of_class)
         last = tuple(rows[-held:] for rows in domain.rows_of_class)
-        task = _task(domain, torch.cat(few), torch.cat(last))
+        task = task_of(domain, torch.cat(few), torch.cat(last))
         teacher = train_teacher(task, TEACHER, seed=0, device=CPU)
         logits = predict(teacher, domain.inputs, prepare=domain.normalisation)
         return cls(domain, few, last, teacher, logits)
@@ -74,15 +74,16 @@ class Pretrained:
         """
         generator = torch.Generator().manual_seed(seed)
         rows = torch.cat([own[torch.randperm(len(own), generator=generator)[:shots]] for own in self.few])
-        task = _task(self.domain, rows, torch.cat(self.held))
+        task = task_of(self.domain, rows, torch.cat(self.held))
         return TrainingData(task, task.train.inputs, task.train.labels, {"logits": self.logits[rows][None]})
 
 
-def _task(domain: Domain, few: Tensor, held: Tensor) -> Task:
+def task_of(domain: Domain, few: Tensor, held: Tensor) -> Task:
     """Return the task of these rows: few to train on, held as validation and as test split."""
     rows, lengths = torch.cat([few, held, held]), torch.tensor([len(few), len(held), len(held)])
     splits = torch.repeat_interleave(torch.arange(3), lengths)
-    return replace(domain, inputs=domain.inputs[rows], labels=domain.labels[rows], splits=splits).task()
+    inputs, labels = domain.inputs[rows], domain.labels[rows]
+    return replace(domain, inputs=inputs, labels=labels, splits=splits, teacher_logits=None).task()
 
 
 @dataclass(frozen=True, eq=False)
