@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metasearch.initial import SourceNetwork, initial_weights
 from metasearch.measure import accuracy, predict
-from metasearch.meta.artefacts import support_from
+from metasearch.meta.artefacts import STUDENT_SHOTS, support_from
 from metasearch.meta.functional import FunctionalNetwork, Parameters
 from metasearch.meta.meta_training import LoopSettings, accuracy_on, meta_train, outer_gradient
 from metasearch.meta.method import Inner, Method, classification_loss
@@ -132,7 +132,7 @@ def started(
     if name == TEACHER_SLICE:
         initial_weights(model, SourceNetwork(TEACHER, teacher, task.class_names), spec=STUDENT, task=task)
     elif name != RANDOM:
-        support = support_from(task, shots=SHOTS, seed=seed)
+        support = support_from(task, shots=STUDENT_SHOTS, seed=seed)
         model.load_state_dict(learned[name].method.initialisation(learned[name].meta, support))
     return model
 
