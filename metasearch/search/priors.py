@@ -1,9 +1,9 @@
 """Priors that a search can start from: finished studies of its storage, imported ones, and those of the package.
 
-`--warm-start` is `auto` (all that share a parameter and an objective), `none`, or names: NAME,NAME. A name after a
-minus leaves that one out: `auto,-NAME`. A name may itself have commas (that of a task of two files has). A prior of
-the very task that is searched counts like any other, because a second search of a task gains most from the first;
-`exclude_task` leaves such out where transfer is to be measured.
+`--warm-start` is `auto` (all that share a parameter and an objective, and searched where the space does),
+`none`, or names: NAME,NAME. A name after a minus leaves that one out: `auto,-NAME`. A name may itself have commas (that
+of a task of two files has). A prior of the very task that is searched counts like any other, because a second search of
+a task gains most from the first; `exclude_task` leaves such out where transfer is to be measured.
 """
 
 from __future__ import annotations
@@ -178,6 +178,8 @@ def choose_priors(
     else:
         found = [known.prior for known in find_priors(storage, asked.names)]
     mapped = [_mapped(prior, space, objectives) for prior in found if prior.name not in asked.without]
+    if asked.every:
+        mapped = [_refused_elsewhere(each) for each in mapped]
     for line in summaries(mapped):
         tell(line)
     for refused in (each for each in mapped if each.refused and not asked.every):
@@ -220,6 +222,16 @@ def _words(text: str, known: Collection[str]) -> list[str]:
 def _mapped(prior: Prior, space: Space, objectives: Sequence[str]) -> MappedPrior:
     directions = {name: METRICS[name] for name in objectives}
     return map_prior(prior, space.distributions(), directions, active=_conditions(space), fixed=space.fixed)
+
+
+def _refused_elsewhere(mapped: MappedPrior) -> MappedPrior:
+    """Return the prior, refused where it searched elsewhere: whoever knows better can name it.
+
+    Students of batches of 64 from thousands of images say little of how to learn from 10 at a time.
+    """
+    if not mapped.elsewhere:
+        return mapped
+    return replace(mapped, refused=f"it tried none of the choices of {', '.join(mapped.elsewhere)}")
 
 
 def _conditions(space: Space) -> Active:

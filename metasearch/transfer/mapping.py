@@ -48,6 +48,16 @@ class MappedPrior:
     refused: str = ""
 
     @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """The choices of numbers in the new space of which the prior tried none."""
+        tried = Counter(name for trial in self.prior.trials for name in trial.params)
+        return tuple(
+            name
+            for name, count in self.clipped.items()
+            if count == tried[name] and isinstance(self.prior.distributions[name], CategoricalDistribution)
+        )
+
+    @property
     def outcome(self) -> str:
         """What was mapped, but for the prior's name and its number of trials."""
         if self.refused:

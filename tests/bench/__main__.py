@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from tests.bench import (
+    cifar_domains,
     cluster,
     distillation,
     episodes,
@@ -40,6 +41,7 @@ STUDIES = {
     "unlabelled": unlabelled.run,
     "pruning": pruning.run,
     "few_shot": few_shot.run,
+    "cifar_domains": cifar_domains.run,
     "policy_network": policy_network.run,
     "strategies": strategies.run,
     "sinusoid": sinusoid.run,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metasearch.initial import SourceNetwork, initial_weights
 from metasearch.measure import accuracy, predict
-from metasearch.meta.artefacts import support_from
+from metasearch.meta.artefacts import STUDENT_SHOTS, support_from
 from metasearch.meta.functional import FunctionalNetwork, Parameters
 from metasearch.meta.meta_training import LoopSettings, accuracy_on, meta_train, outer_gradient
 from metasearch.meta.method import Inner, Method, classification_loss
@@ -57,7 +57,7 @@ class Pretrained:
         """Return the domain with a teacher of its images but the last `held` a class, at most `most` of each."""
         few = tuple(rows[:-held][:most] for rows in domain.rows_of_class)
         last = tuple(rows[-held:] for rows in domain.rows_of_class)
-        task = _task(domain, torch.cat(few), torch.cat(last))
+        task = task_of(domain, torch.cat(few), torch.cat(last))
         teacher = train_teacher(task, TEACHER, seed=0, device=CPU)
         logits = predict(teacher, domain.inputs, prepare=domain.normalisation)
         return cls(domain, few, last, teacher, logits)
@@ -74,15 +74,16 @@ class Pretrained:
         """
         generator = torch.Generator().manual_seed(seed)
         rows = torch.cat([own[torch.randperm(len(own), generator=generator)[:shots]] for own in self.few])
-        task = _task(self.domain, rows, torch.cat(self.held))
+        task = task_of(self.domain, rows, torch.cat(self.held))
         return TrainingData(task, task.train.inputs, task.train.labels, {"logits": self.logits[rows][None]})
 
 
-def _task(domain: Domain, few: Tensor, held: Tensor) -> Task:
+def task_of(domain: Domain, few: Tensor, held: Tensor) -> Task:
     """Return the task of these rows: few to train on, held as validation and as test split."""
     rows, lengths = torch.cat([few, held, held]), torch.tensor([len(few), len(held), len(held)])
     splits = torch.repeat_interleave(torch.arange(3), lengths)
-    return replace(domain, inputs=domain.inputs[rows], labels=domain.labels[rows], splits=splits).task()
+    inputs, labels = domain.inputs[rows], domain.labels[rows]
+    return replace(domain, inputs=inputs, labels=labels, splits=splits, teacher_logits=None).task()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def started(
     if name == TEACHER_SLICE:
         initial_weights(model, SourceNetwork(TEACHER, teacher, task.class_names), spec=STUDENT, task=task)
     elif name != RANDOM:
-        support = support_from(task, shots=SHOTS, seed=seed)
+        support = support_from(task, shots=STUDENT_SHOTS, seed=seed)
         model.load_state_dict(learned[name].method.initialisation(learned[name].meta, support))
     return model
 

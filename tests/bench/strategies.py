@@ -113,7 +113,7 @@ def _search(
         warm_start="none",
         decided=decided,
     )
-    prepare_study(storage, options)
+    prepare_study(storage, options, tell=print)
     run_study(storage, name, resources=Resources(workers=1), final=False)
 
 

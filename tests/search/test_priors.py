@@ -7,8 +7,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from metasearch.errors import InputError, NotFoundError
 from metasearch.records import EpochReport, TrialResult
@@ -210,6 +211,24 @@ def test_a_named_prior_that_is_of_no_use_is_refused_with_the_reason_and_auto_pas
     with pytest.raises(InputError, match="--warm-start: prior first cannot be used: it measured none of val_ece"):
         choose_priors(storage, "first", SPACE, ["val_ece"])
     assert choose_priors(storage, "auto", SPACE, ["val_ece"]) == []
+
+
+def test_auto_passes_by_a_prior_that_tried_none_of_the_choices_which_can_be_named(storage: RDBStorage) -> None:
+    study = optuna.create_study(storage=storage, study_name="large", directions=["maximize", "minimize"])
+    study.set_metric_names(list(OBJECTIVES))
+    batches = CategoricalDistribution((64, 128))
+    for batch in batches.choices:
+        found = create_trial(params={"batch_size": batch}, distributions={"batch_size": batches}, values=[0.5, 900.0])
+        study.add_trial(found)
+    small, both = (
+        parse_space(SPACE.text.replace("batch_size: 64", f"batch_size: {{choices: {choices}}}"), place="s.yaml")
+        for choices in ([10, 25], [10, 64])
+    )
+    lines: list[str] = []
+    assert "large" not in names(choose_priors(storage, "auto", small, OBJECTIVES, tell=lines.append))
+    assert "prior large: not used: it tried none of the choices of batch_size" in lines
+    assert names(choose_priors(storage, "large", small, OBJECTIVES)) == ["large"]
+    assert "large" in names(choose_priors(storage, "auto", both, OBJECTIVES))
 
 
 def test_the_mapped_trials_are_configurations_of_the_new_space(storage: RDBStorage) -> None:
