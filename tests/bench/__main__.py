@@ -11,6 +11,7 @@ import sys
 
 from tests.bench import (
     distillation,
+    drivers,
     episodes,
     faults,
     few_shot,
@@ -20,6 +21,7 @@ from tests.bench import (
     pruning,
     queries,
     report,
+    scale,
     sinusoid,
     strategies,
     throughput,
@@ -45,6 +47,8 @@ STUDIES = {
     "omniglot": omniglot.run,
     "transfer": transfer.run,
     "faults": faults.run,
+    "drivers": drivers.run,
+    "scale": scale.run,
 }
 """What is measured of the methods rather than of the program's speed: by name only."""
 
