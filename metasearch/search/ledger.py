@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from metasearch.errors import InputError
 from metasearch.records import Config, EpochReport, TrialResult
 from metasearch.search import artefacts as folders
+from metasearch.search.driver_storage import driven, written_together
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.objectives import Constraint
 from metasearch.search.pareto import Front
@@ -73,7 +74,7 @@ class Ledger:
         halving: SuccessiveHalving | None = None,
         patience: Patience = PATIENT,
     ) -> None:
-        self.study, self.artefacts, self.halving = study, artefacts, halving
+        self.study, self.artefacts, self.halving = driven(study), artefacts, halving
         self._only_queued, self._patience = target is None, patience
         self._propose, self._seed, self._objectives, self._constraints = propose, seed, objectives, constraints
         self.front = Front.of([direction.name.lower() for direction in study.directions])
@@ -87,9 +88,9 @@ class Ledger:
         self._asked: dict[int, tuple[optuna.Trial, Proposal]] = {}
         self._losses: Counter[int] = Counter()
         self._again: deque[int] = deque()  # Optuna's ids of the trials to run again
-        for trial in study.get_trials(deepcopy=False):
+        for trial in self.study.get_trials(deepcopy=False):
             self._take_in(trial)
-        queued = len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        queued = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         self.target = self.finished + len(self._again) + queued if target is None else target
         self._remove_strays()
 
@@ -113,8 +114,9 @@ class Ledger:
     def _ask(self, again: bool) -> tuple[optuna.Trial, Proposal]:
         if again:
             self._adopt_unanswered()
-        trial = optuna.Trial(self.study, self._again[0]) if self._again else self.study.ask()
-        proposal = self._propose(trial)
+        with written_together(self.study):
+            trial = optuna.Trial(self.study, self._again[0]) if self._again else self.study.ask()
+            proposal = self._propose(trial)
         if self._again:
             self._again.popleft()
         return trial, proposal
@@ -210,11 +212,12 @@ class Ledger:
         def write(again: bool) -> None:
             if again and self.study._storage.get_trial(trial._trial_id).state.is_finished():
                 return  # only the answer was lost
-            for name, violation in (violations or {}).items():
-                trial.set_constraint(name, violation)
-            for name, value in attributes.items():
-                trial.set_user_attr(name, value)
-            self.study.tell(trial, values, state=state)
+            with written_together(self.study):
+                for name, violation in (violations or {}).items():
+                    trial.set_constraint(name, violation)
+                for name, value in attributes.items():
+                    trial.set_user_attr(name, value)
+                self.study.tell(trial, values, state=state)
 
         self._patience.retried(write)
         self.gpu_seconds += _gpu_seconds(attributes[RUN])

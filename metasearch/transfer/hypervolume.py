@@ -73,8 +73,8 @@ class Hypervolume:
         return self.constant * float(self.best(values).mean())
 
     def improvement(self, samples: Array, best: Array) -> Array:
-        """Return (Q,): the mean over samples (S, Q, M) of the hypervolume each adds to `best` (L,)."""
+        """Return (Q,): the mean over samples (S, Q, M) of the hypervolume each adds to `best`: (L,), or (S, L)."""
         total = np.zeros(samples.shape[1])
-        for sample in samples:
-            total += np.maximum(self.lengths(sample) - best, 0).mean(axis=1)
+        for sample, reached in zip(samples, np.broadcast_to(best, (len(samples), len(self.rays))), strict=True):
+            total += np.maximum(self.lengths(sample) - reached, 0).mean(axis=1)
         return self.constant * total / len(samples)

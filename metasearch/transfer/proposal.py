@@ -39,7 +39,25 @@ def propose(
     *,
     only_starts: bool = False,
 ) -> Params:
-    """Return the candidate of the largest expected gain of hypervolume, weighted by the odds that it is feasible.
+    """Return the one configuration that `propose_several` puts first."""
+    return propose_several(results, warped, objectives, constraints, starts, rng, only_starts=only_starts, count=1)[0]
+
+
+def propose_several(
+    results: Results,
+    warped: Array,
+    objectives: Sequence[Mixture | Computed],
+    constraints: Sequence[Mixture],
+    starts: Sequence[Params],
+    rng: np.random.Generator,
+    *,
+    only_starts: bool,
+    count: int,
+) -> list[Params]:
+    """Return the candidates of the largest expected gain of hypervolume, weighted by the odds that each is feasible.
+
+    count: of them, at most. They are chosen one after the other among the same candidates, each for what it adds to
+    those before it, sample by sample (Wilson et al. 2018, section 3.2): all that is costly is done once.
 
     warped: (n, M), the results on the scales of the objectives. objectives: a belief each, or a function that computes
     it. starts: candidates beside random ones, such as the best of earlier studies; only_starts: there are no others.
@@ -61,6 +79,7 @@ def propose(
     best_gain, best = -1.0, drawn[0]
     candidates = [*drawn, *(encoding.completed(start, rng) for start in starts), *near]
     measure: Hypervolume | None = None
+    rounds: list[tuple[list[Params], Array, Array]] = []  # candidates, points, samples
     for _ in range(1 if only_starts else ROUNDS):
         x = encoding.encode(candidates)
         samples = np.stack(
@@ -71,6 +90,8 @@ def propose(
             low, high = seen.min(0), seen.max(0)
             measure = Hypervolume.of(high, np.maximum(high - low, 1e-12), count=RAYS)
             so_far = measure.best(reached)
+        own_starts = slice(RANDOM, RANDOM + len(starts)) if only_starts else slice(None)
+        rounds.append((candidates[own_starts], x[own_starts], samples[:, own_starts]))
         gains = measure.improvement(samples, so_far) * _odds(constraints, x)
         gains[repeats(x, results.taken)] = -1.0
         if only_starts:
@@ -81,8 +102,45 @@ def propose(
         top = [candidates[i] for i in order[:5]]
         candidates = [encoding.mutated(top[i % len(top)], rng, spread=0.1) for i in range(MUTANTS)]
     if best_gain < 0:  # all candidates were tried already
-        return encoding.untried(results.taken, rng) or best
-    return best
+        return [encoding.untried(results.taken, rng) or best, *drawn[1:count]]
+    if count == 1 or measure is None:
+        return [best]
+    return [best, *_further(best, count - 1, rounds, measure, so_far, constraints, results)]
+
+
+def _further(
+    best: Params,
+    count: int,
+    rounds: Sequence[tuple[list[Params], Array, Array]],
+    measure: Hypervolume,
+    so_far: Array,
+    constraints: Sequence[Mixture],
+    results: Results,
+) -> list[Params]:
+    """Return candidates of all rounds beside the best one, each chosen for what it adds to those before it.
+
+    The same random numbers serve every candidate, so that what lies close together gains next to nothing together.
+    """
+    candidates = [config for chosen, _, _ in rounds for config in chosen]
+    x = np.vstack([points for _, points, _ in rounds])
+    samples = np.concatenate([values for _, _, values in rounds], axis=1)
+    odds = _odds(constraints, x)
+    gone = repeats(x, results.taken)
+    reached = np.broadcast_to(so_far, (len(samples), len(so_far)))
+    [last] = results.encoding.encode([best])
+    further: list[Params] = []
+    while len(further) < count:
+        same = (np.abs(x - last) < 1e-9).all(axis=1)
+        gone |= same
+        if same.any():
+            reached = np.maximum(reached, measure.lengths(samples[:, int(np.argmax(same))]))
+        gains = np.where(gone, -1.0, measure.improvement(samples, reached) * odds)
+        index = int(np.argmax(gains))
+        if gains[index] < 0:  # nothing is left of them
+            break
+        further.append(candidates[index])
+        last = x[index]
+    return further
 
 
 def spread_out(encoding: Encoding, taken: Array, rng: np.random.Generator, *, count: int = 64) -> Params:

@@ -13,6 +13,7 @@ from tests.bench import (
     cifar_domains,
     cluster,
     distillation,
+    drivers,
     episodes,
     faults,
     few_shot,
@@ -22,6 +23,7 @@ from tests.bench import (
     pruning,
     queries,
     report,
+    scale,
     sinusoid,
     strategies,
     throughput,
@@ -49,6 +51,8 @@ STUDIES = {
     "transfer": transfer.run,
     "cluster": cluster.run,
     "faults": faults.run,
+    "drivers": drivers.run,
+    "scale": scale.run,
 }
 """What is measured of the methods, or with a cluster, rather than of the program's speed: by name only."""
 

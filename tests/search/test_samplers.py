@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
+import numpy as np
 import optuna
 import pytest
 
 from metasearch.errors import InputError
 from metasearch.search.samplers import SAMPLERS, check_sampler, make_sampler
+from metasearch.transfer.sampler import RUNNING_A_PLAN
 
 
 def drawn(name: str, *, seed: int, trials_so_far: int, count: int = 3) -> list[float]:
@@ -33,6 +38,43 @@ def test_an_unknown_sampler_is_refused_with_the_nearest_name() -> None:
         InputError, match=r"--sampler: must be one of transfer, tpe, gp, nsga2, random .*nsga2.*got 'nsga'"
     ):
         check_sampler("nsga")
+
+
+def test_tpe_is_optunas_own_while_few_trials_run() -> None:
+    def asked(sampler: optuna.samplers.BaseSampler) -> list[dict[str, float]]:
+        study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+        running: list[optuna.Trial] = []
+        for _ in range(40):
+            running.append(study.ask())
+            x, y = running[-1].suggest_float("x", 0, 1), running[-1].suggest_int("y", 1, 9)
+            if len(running) == 4:
+                study.tell(running.pop(0), [x, y])
+        return [trial.params for trial in study.trials]
+
+    seed = int(np.random.SeedSequence([1, 0]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        own = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    assert asked(make_sampler("tpe", seed=1, trials_so_far=0)) == asked(own)
+
+
+def test_tpe_makes_its_densities_once_for_several_trials_where_many_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    build = optuna.samplers.TPESampler._build_parzen_estimator
+
+    def counted(*args: Any, **options: Any) -> Any:
+        made.append(1)
+        return build(*args, **options)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "_build_parzen_estimator", counted)
+    study = optuna.create_study(sampler=make_sampler("tpe", seed=1, trials_so_far=0))
+    for number in range(12):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("x", 0, 1) + number)
+    asked = [study.ask().suggest_float("x", 0, 1) for _ in range(3 * RUNNING_A_PLAN)]
+    # two densities: for each of the first 32, for every second one of the next 32, for every third of the last
+    assert len(made) <= 2 * RUNNING_A_PLAN * (1 + 1 / 2 + 1 / 3) + 6
+    assert len(set(asked)) == len(asked)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 
 from metasearch.transfer.encoding import Encoding, Params
 from metasearch.transfer.gp import Hyperparameters
-from metasearch.transfer.proposal import Computed, propose, spread_out
+from metasearch.transfer.proposal import Computed, propose, propose_several, spread_out
 from metasearch.transfer.results import Results
 from metasearch.transfer.surrogates import Location, Mixture, Process
 
@@ -115,3 +115,41 @@ def test_the_first_configurations_are_spread_over_the_space() -> None:
         taken = np.vstack([taken, ENCODING.encode([spread_out(ENCODING, taken, rng)])])
     apart = np.linalg.norm(taken[:, None] - taken[None], axis=2) + 9 * np.eye(9)
     assert apart.min() > 0.2  # nine random points: 0.09 on average
+
+
+def test_of_several_the_first_is_the_one_alone_and_no_two_lie_together() -> None:
+    values = distance_to(0.3, 0.8)(grid())
+    results, warped, beliefs = results_of(grid(), values[:, None]), values[:, None], [believed(grid(), values)]
+    several = propose_several(results, warped, beliefs, [], [], np.random.default_rng(0), only_starts=False, count=8)
+    assert several[0] == propose(results, warped, beliefs, [], [], np.random.default_rng(0))
+    x = ENCODING.encode(several)
+    apart = np.linalg.norm(x[:, None] - x[None], axis=2)[np.triu_indices(8, 1)]
+    assert apart.min() > 1e-6
+
+
+def test_several_share_a_front_where_one_after_the_other_would() -> None:
+    ends = [distance_to(0.1, 0.1), distance_to(0.9, 0.9)]
+    known: list[Params] = [{"x": 0.1, "y": 0.9}, {"x": 0.9, "y": 0.1}]
+    values = np.column_stack([end(known) for end in ends])
+    found = propose_several(
+        results_of(known, values), values, ends, [], [], np.random.default_rng(0), only_starts=False, count=6
+    )
+    along = sorted((config["x"] + config["y"]) / 2 for config in found)
+    assert along[0] < 0.35
+    assert along[-1] > 0.65
+
+
+def test_only_starts_are_taken_while_there_are_any() -> None:
+    starts: list[Params] = [{"x": 0.2, "y": 0.2}, {"x": 0.8, "y": 0.4}, {"x": 0.5, "y": 0.9}]
+    values = distance_to(0.3, 0.8)(grid())[:, None]
+    found = propose_several(
+        results_of(grid(), values),
+        values,
+        [believed(grid(), values[:, 0])],
+        [],
+        starts,
+        np.random.default_rng(0),
+        only_starts=True,
+        count=5,
+    )
+    assert sorted(found, key=str) == sorted(starts, key=str)

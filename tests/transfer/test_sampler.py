@@ -296,13 +296,13 @@ def test_a_plan_is_kept_while_another_trial_is_planned() -> None:
 
         inner: optuna.Trial | None = None
 
-        def _proposal(
-            self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution]
-        ) -> dict[str, Any]:
+        def _proposals(
+            self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution], count: int
+        ) -> list[dict[str, Any]]:
             if self.inner is None:
                 self.inner = study.ask()
                 self.inner.suggest_categorical("act", ["relu", "gelu", "tanh"])
-            return super()._proposal(study, trials, search_space)
+            return super()._proposals(study, trials, search_space, count)
 
     sampler = Interrupted(GOOD, seed=0)
     study = named_study(sampler, "loss")
