@@ -64,7 +64,8 @@ def run(*, quick: bool) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch, ExitStack() as stack:
         folder = Path(scratch)
         folder.chmod(0o755)  # the database server is another user
-        cluster = stack.enter_context(ray_cluster(nodes=0, head_cpus=max(sizes), namespaces=False))
+        loopback = stack.enter_context(network(namespaces=False))
+        cluster = stack.enter_context(ray_cluster(nodes=0, head_cpus=max(sizes), on=loopback))
         for database, count in zip(("PostgreSQL", "SQLite"), sizes, strict=True):
             for side in ("ours", "optuna"):
                 place = folder / f"{database}-{side}"
