@@ -33,7 +33,7 @@ from metasearch.search.store import LOSSES, open_storage
 from metasearch.search.worker import TrialRequest
 from tests.bench.counting import peak_mb
 from tests.bench.sides import REPOSITORY, Verdict, conditions, print_table
-from tests.cluster import network, ray_cluster
+from tests.cluster import Cluster, network, ray_cluster
 from tests.postgresql import programs, running
 
 TRIALS, QUICK_TRIALS = 200, 6
