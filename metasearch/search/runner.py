@@ -28,7 +28,15 @@ from metasearch.search.connect import check_reachable
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
 from metasearch.search.placement import slots
 from metasearch.search.store import LOST
-from metasearch.search.worker import GRACE_S, TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
+from metasearch.search.worker import (
+    GRACE_S,
+    REPORT_EVERY_S,
+    TIMED_OUT,
+    Evaluate,
+    TrialOutcome,
+    TrialRequest,
+    TrialWorker,
+)
 
 Progress = Callable[[Ledger], None]
 
@@ -174,7 +182,12 @@ def drive(
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     searcher = _LedgerSearcher(ledger, resources, limits, stop, progress or (lambda _: None))
     worker = tune.with_parameters(
-        TrialWorker, prepare=prepare, evaluate=evaluate, threads=resources.threads, limit_s=limits.trial_s
+        TrialWorker,
+        prepare=prepare,
+        evaluate=evaluate,
+        threads=resources.threads,
+        limit_s=limits.trial_s,
+        report_every_s=REPORT_EVERY_S if ledger.halving is None else 0.0,  # early stopping looks at every epoch
     )
     with tempfile.TemporaryDirectory(prefix="metasearch-") as scratch:
         # tune.run, not tune.Tuner: the Tuner pickles itself, our searcher and the storage's URL with it, into a file.
@@ -254,17 +267,19 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         return {"request": request}
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take a result as it arrives; return whether the trial should go on."""
-        if "report" not in result:
-            return True
-        number = self._numbers[trial_id]
-        report: EpochReport = result["report"]
-        self._curves[number].append(report)
+        """Take reports as they arrive; return whether the trial should go on."""
         with self._faults_kept():
-            if not self._ledger.report(number, report):
-                self._ended_early.add(trial_id)
+            self._enter_reports(trial_id, result)
             self._progress(self._ledger)
         return trial_id not in self._ended_early
+
+    def _enter_reports(self, trial_id: str, result: dict[str, Any]) -> None:
+        number = self._numbers[trial_id]
+        for report in result.get("reports", ()):
+            self._curves[number].append(report)
+            if not self._ledger.report(number, report):
+                self._ended_early.add(trial_id)
+                return
 
     def note_cause(self, trial_id: str, cause: str) -> None:
         """Take in why a trial is about to be lost."""
@@ -276,6 +291,8 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
             self._close(trial_id, result or {}, error)
 
     def _close(self, trial_id: str, result: dict[str, Any], error: bool) -> None:
+        if "outcome" in result:  # else Tune has shown these reports before
+            self._enter_reports(trial_id, result)
         number = self._numbers.pop(trial_id)
         worker = {"started": self._started.pop(number), "ended": time.time(), "gpus": self._resources.gpus}
         outcome: TrialOutcome | None = result.get("outcome")

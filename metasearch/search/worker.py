@@ -1,4 +1,4 @@
-"""The Ray Tune worker: one process that runs trial after trial, an epoch a step.
+"""The Ray Tune worker: one process that runs trial after trial, some epochs a step.
 
 The task is opened once per process (memory-mapped), the teacher's logits come from Ray's object store without a copy.
 """
@@ -51,6 +51,8 @@ class TrialOutcome:
 GRACE_S = 10.0
 """A trial past its time limit is ended between two epochs; one that has hung so much later, with its process."""
 TIMED_OUT = "timed_out"
+REPORT_EVERY_S = 0.5
+"""Between reports, at least: each takes a turn of the driver's, for which the worker waits."""
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
@@ -65,11 +67,15 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         evaluate: Evaluate,
         threads: int,
         limit_s: float | None = None,
+        report_every_s: float = 0.0,
     ) -> None:
-        """Make the process ready; what every trial shares is opened by the first one. limit_s: of each trial."""
+        """Make the process ready; what every trial shares is opened by the first one.
+
+        limit_s: of each trial. report_every_s: epochs that end sooner are reported together.
+        """
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._prepare: Callable[[], Any] | None = prepare
-        self._evaluate, self._limit_s = evaluate, limit_s
+        self._evaluate, self._limit_s, self._report_every_s = evaluate, limit_s, report_every_s
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -78,7 +84,14 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one epoch; return its report, or the outcome at the end."""
+        """Train an epoch, or as many as end in time; return their reports, and the outcome at the end."""
+        reports: list[EpochReport] = []
+        outcome = self._train(reports)
+        # in a list: Tune flattens dicts
+        return {"reports": reports} if outcome is None else {"reports": reports, "outcome": outcome, "done": True}
+
+    def _train(self, reports: list[EpochReport]) -> TrialOutcome | None:
+        """Add the reports of some epochs; return the outcome of the trial if it has ended."""
         if self._prepare is not None:
             try:
                 self._shared = self._prepare()
@@ -86,11 +99,13 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
                 return self._outcome(None, {"reason": LOST, "message": f"{type(error).__name__}: {error}"})
             self._prepare = None
             self._start_clock()
-        if self._limit_s is not None and time.time() - self._started > self._limit_s:
-            message = f"took longer than its {self._limit_s:.0f} s"
-            return self._outcome(None, {"reason": TIMED_OUT, "message": message})
+        until = time.monotonic() + self._report_every_s
         try:
-            report = self._advance()
+            while not reports or time.monotonic() < until:
+                if self._limit_s is not None and time.time() - self._started > self._limit_s:
+                    message = f"took longer than its {self._limit_s:.0f} s"
+                    return self._outcome(None, {"reason": TIMED_OUT, "message": message})
+                reports.append(self._advance())
         except StopIteration as finished:
             return self._outcome(finished.value, None)
         except TrialFailure as failure:
@@ -104,7 +119,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         ) as error:  # a fault in a trial's code: recorded with its traceback, told at the end, not retried
             message = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
             return self._outcome(None, {"reason": "error", "message": message})
-        return {"report": report}  # as it is: Tune flattens dicts
+        return None
 
     def _advance(self) -> EpochReport:
         entered = time.perf_counter()
@@ -125,7 +140,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         if self._limit_s is not None:  # of C, not of Python: it ends a process that holds the interpreter's lock, too
             faulthandler.dump_traceback_later(self._limit_s + GRACE_S, exit=True, file=sys.__stderr__ or sys.stderr)
 
-    def _outcome(self, result: TrialResult | None, failure: dict[str, str] | None) -> dict[str, Any]:
+    def _outcome(self, result: TrialResult | None, failure: dict[str, str] | None) -> TrialOutcome:
         faulthandler.cancel_dump_traceback_later()
         worker = {
             "node": socket.gethostname(),
@@ -135,4 +150,4 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             "inside_s": self._inside_s,
             "seed": self._request.seed,
         }
-        return {"outcome": TrialOutcome(result, failure, worker), "done": True}
+        return TrialOutcome(result, failure, worker)

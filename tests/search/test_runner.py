@@ -105,7 +105,7 @@ def outcome_of(evaluate: Evaluate, shared: object = None) -> TrialOutcome:
     """Run one request as the worker process does."""
     worker = TrialWorker.__new__(TrialWorker)
     worker.setup({"request": TrialRequest(0, {"x": 0.5}, seed=3)}, lambda: shared, evaluate, threads=1)
-    while "report" in (step := worker.step()):
+    while "outcome" not in (step := worker.step()):
         pass
     assert step["done"]
     outcome: TrialOutcome = step["outcome"]
@@ -334,7 +334,7 @@ def test_a_trial_past_its_time_limit_is_ended_between_two_epochs() -> None:
     evaluate = evaluation(nothing, seconds=0.2)
     worker.setup({"request": TrialRequest(0, {"x": 0.5}, seed=3)}, lambda: None, evaluate, threads=1, limit_s=0.3)
     steps = [worker.step() for _ in range(3)]
-    assert ["report" in step for step in steps] == [True, True, False]
+    assert ["outcome" in step for step in steps] == [False, False, True]
     assert steps[-1]["outcome"].failure == {"reason": TIMED_OUT, "message": "took longer than its 0 s"}
 
 
@@ -399,3 +399,22 @@ def test_a_trial_that_its_machine_kills_for_its_memory_has_failed_by_its_own_doi
         books.tell_lost(number, "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low", {})
     assert reasons(study) == {0: "out_of_memory"}
     assert books.wanted == 0
+
+
+def test_epochs_that_end_soon_are_reported_together_and_none_is_left_out() -> None:
+    def reports_of(report_every_s: float) -> list[list[int]]:
+        worker = TrialWorker.__new__(TrialWorker)
+        worker.setup(
+            {"request": TrialRequest(0, {"x": 0.5}, seed=3)},
+            lambda: None,
+            evaluation(nothing, seconds=0.02),
+            threads=1,
+            report_every_s=report_every_s,
+        )
+        steps = [worker.step()]
+        while "outcome" not in steps[-1]:
+            steps.append(worker.step())
+        return [[report.epoch for report in step["reports"]] for step in steps]
+
+    assert reports_of(0.0) == [[1], [2], [3], []]
+    assert reports_of(60.0) == [[1, 2, 3]]
