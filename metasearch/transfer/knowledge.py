@@ -31,7 +31,9 @@ PRIOR_ODDS = 0.8
 KINSHIP = (0.95, 0.3)
 """How probable it is that they are of use for one objective, given that they are, and are not, for the task at all."""
 LEAST_TRUST = 0.01
-"""The weight of prior studies below which nothing is planned ahead by them."""
+"""The weight of prior studies in every objective below which the study goes on as if there were none."""
+LEAST_AGREEMENT = 1 / 3
+"""Rank correlation of prior studies with one another, of either sign, that must be possible for them to be heard."""
 FENCE = 1.5
 """Quartile distances beyond the upper quartile from which a value is an outlier (Tukey 1977)."""
 MOST_POINTS = 1_000
@@ -46,9 +48,8 @@ MOST_STARTS = 100
 
 @dataclass(frozen=True)
 class Objective:
-    """What is known of one objective before the study. pool: None if no prior study measured it.
-
-    warp: None if it is to be chosen by the study's own values.
+    """What is known of one objective before the study. pool: None if no prior study measured it, or these have
+    nothing in common. warp: None if it is to be chosen by the study's own values.
     """
 
     pool: Pool | None = None
@@ -146,7 +147,8 @@ class Knowledge:
             studies.append((self._cube.encode([trial.params for trial in trials]), values))
         warp = choose_warp([values for _, values in studies])
         warped = [(x, winsorized(warp(values))) for x, values in studies]
-        return Objective(fit_pool(warped, self._cube.parameter, self._beliefs), warp)
+        pool = fit_pool(warped, self._cube.parameter, self._beliefs)
+        return Objective(pool, warp) if pool.agreement >= LEAST_AGREEMENT else Objective()
 
     @property
     def _beliefs(self) -> Beliefs:
@@ -174,10 +176,26 @@ class Knowledge:
         self._believed = key, self._weighed(mixtures)
         return self._believed[1]
 
-    def trusted(self, results: Results) -> bool:
-        """Return whether prior studies know every objective, and results leave them LEAST_TRUST in one or more."""
-        known = all(objective.pool is not None for objective in self.objectives)
-        return known and max(mixture.related for mixture in self.beliefs(results)) > LEAST_TRUST
+    @property
+    def complete(self) -> bool:
+        """Whether prior studies know every objective."""
+        return all(objective.pool is not None for objective in self.objectives)
+
+    def doubted(self, results: Results) -> bool:
+        """Return whether no objective is left in which the prior studies are of use.
+
+        They say nothing of one in which they have nothing in common, or where results leave them less than LEAST_TRUST.
+        """
+        known = [m for m, objective in enumerate(self.objectives) if objective.pool is not None]
+        if not known or not len(results.values):
+            return not known
+        beliefs = self.beliefs(results)
+        return max(beliefs[m].related for m in known) < LEAST_TRUST
+
+    @cached_property
+    def without_priors(self) -> Knowledge:
+        """The same space and objectives, of which nothing is known before the study."""
+        return Knowledge(self.distributions, self.directions, (), self.fixed)
 
     def _weighed(self, mixtures: Sequence[Mixture]) -> list[Mixture]:
         """Return the beliefs with the weights that all results together give to the prior studies.

@@ -1,7 +1,8 @@
 """The next configuration to try: of many candidates, the one that promises the largest gain of hypervolume.
 
 n own points, M objectives (all minimized), Q candidates, S samples. Gains are counted on the warped scale of each
-objective, where they do not depend on its units, below the worst that is expected of a random configuration.
+objective, where they do not depend on its units, below the worst that a random configuration may give: below what is
+expected of one, the ends of the front would count for too little.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def propose_several(
             [_sampled(o, candidates, x, normals[:, m], chosen[m]) for m, o in enumerate(objectives)], axis=2
         )
         if measure is None:
-            seen = np.vstack([samples[:, :RANDOM].mean(0), warped])
+            seen = np.vstack([*samples[:, :RANDOM], warped])
             low, high = seen.min(0), seen.max(0)
             measure = Hypervolume.of(high, np.maximum(high - low, 1e-12), count=RAYS)
             so_far = measure.best(reached)

@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 PORTFOLIO = 8
 """Trials that are chosen among the configurations which several prior studies have tried, where there are many such."""
 AHEAD = 5
-"""Trials that are planned from the prior studies alone, unless their results make these quite improbable. A single bad
+"""Trials that are planned from the prior studies alone, unless their results make these improbable. A single bad
 result, such as a training that diverged where theirs did not, otherwise costs them too much of their weight: on the
 tables of neural machine translation the regret after 5 trials was 0.18 without this, and 0.14 with it."""
 STARTUP = 8
@@ -155,12 +155,14 @@ class TransferSampler(BaseSampler):
         if not encoding.chosen:
             return [{}]
         results = Results.of(trials, encoding, knowledge.signs, memory.plans)
+        if knowledge.priors and knowledge.doubted(results):  # their scales and starts mislead, too
+            knowledge = knowledge.without_priors
         enough = results.measured.any() and len(results.values) >= STARTUP
         failures = 0 if results.measured.any() else sum(trial.state.is_finished() for trial in trials)
         if failures >= FAILURES or not (knowledge.priors or enough):
             return _spread(encoding, results.taken, self._rng, count)
         constraints = knowledge.constraints(results)
-        if len(results.values) < AHEAD and knowledge.trusted(results):
+        if knowledge.priors and knowledge.complete and len(results.values) < AHEAD:
             results = results.unanswered()
         warps = [knowledge.warp(m, results) for m in range(len(names))]
         warped = np.column_stack([warp(results.values[:, m]) for m, warp in enumerate(warps)])

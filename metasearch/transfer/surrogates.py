@@ -12,6 +12,7 @@ N points of prior studies, n own points, Q points to predict, K studies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +36,8 @@ LEVEL_SPREAD, SCALE_SPREAD = 0.2, 0.3
 
 LEAST_CORROBORATED = 1 / 3
 """Of the median study's rank correlation with what the others let expect: what a study must have to be heard."""
+DOUBTS = 2.0
+"""Standard errors that the mean rank correlation may be larger than it is found to be."""
 
 
 def deviation_of(values: Array) -> float:
@@ -71,7 +74,8 @@ class Pool:
     """The process of the prior studies of one objective.
 
     x: (N, D). y: (N,), standardized in each study. study: (N,) of 0..K-1. location: of the studies' levels and scales.
-    whole: the pool before studies that the others contradict were left out of it, if any were.
+    whole: the pool before studies that the others contradict were left out of it, if any were. agreement: what the mean
+    size of a study's rank correlation with what the others let expect may at most be; infinite where too few compare.
     """
 
     x: Array
@@ -81,6 +85,7 @@ class Pool:
     hyper: Hyperparameters
     location: Location
     whole: Pool | None = None
+    agreement: float = math.inf
 
     @property
     def worth(self) -> float:
@@ -275,25 +280,48 @@ def fit_pool(
         return Pool(x[kept], y[kept], study[kept], parameter, hyper, location)
 
     pool = of_studies(range(len(studies)))
-    heard = corroborated(pool)
-    return pool if len(heard) == len(studies) else replace(of_studies(heard), whole=pool)
+    correlations = correlations_of(pool)
+    heard = corroborated(correlations)
+    chosen = pool if len(heard) == len(studies) else replace(of_studies(heard), whole=pool)
+    sizes = np.bincount(study)[heard]
+    return replace(chosen, agreement=_at_most(correlations[heard], sizes))
 
 
-def corroborated(pool: Pool) -> list[int]:
-    """Return the studies of a pool that the other ones predict, all of them where there are fewer than three.
+def correlations_of(pool: Pool) -> Array:
+    """Return (K,): the rank correlation of each study's values with what the others let expect of them.
+
+    NaN where a study has fewer than three points or nothing varies.
+    """
+    correlations = []
+    for each in np.unique(pool.study):
+        own = pool.study == each
+        if own.all():
+            return np.array([math.nan])
+        others = replace(pool, x=pool.x[~own], y=pool.y[~own], study=pool.study[~own])
+        expected = others.mean(others.explained(pool.x[own]))
+        varies = own.sum() > 2 and np.ptp(expected) > 0 and np.ptp(pool.y[own]) > 0
+        correlations.append(float(spearmanr(expected, pool.y[own]).statistic) if varies else math.nan)
+    return np.array(correlations)
+
+
+def corroborated(correlations: Array) -> list[int]:
+    """Return which of the studies the other ones predict, all of them where there are fewer than three.
 
     A study is left out where its values, in the order that the others let expect, have a rank correlation below the
     share LEAST_CORROBORATED of the median study's: among studies that agree, it is about something else.
     """
-    studies = np.unique(pool.study)
-    if len(studies) < 3:
-        return [int(each) for each in studies]
-    correlations = []
-    for each in studies:
-        own = pool.study == each
-        others = replace(pool, x=pool.x[~own], y=pool.y[~own], study=pool.study[~own])
-        expected = others.mean(others.explained(pool.x[own]))
-        varies = own.sum() > 2 and np.ptp(expected) > 0 and np.ptp(pool.y[own]) > 0
-        correlations.append(float(spearmanr(expected, pool.y[own]).statistic) if varies else 0.0)
-    least = LEAST_CORROBORATED * max(float(np.median(correlations)), 0.0)
-    return [int(each) for each, found in zip(studies, correlations, strict=True) if found >= least or least == 0]
+    found = np.nan_to_num(correlations)
+    least = LEAST_CORROBORATED * max(float(np.median(found)), 0.0) if len(found) > 2 else 0.0
+    return [k for k, each in enumerate(found) if each >= least or least == 0]
+
+
+def _at_most(correlations: Array, sizes: NDArray[np.intp]) -> float:
+    """Return the mean size of the correlations that are known and DOUBTS standard errors more. sizes: points of each.
+
+    Studies that contradict each other are not without meaning: one of them may be right.
+    """
+    known = np.isfinite(correlations)
+    if known.sum() < 2:
+        return math.inf
+    error = np.sqrt((1 / (sizes[known] - 1)).sum()) / known.sum()
+    return float(np.abs(correlations[known]).mean() + DOUBTS * error)

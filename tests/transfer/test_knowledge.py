@@ -32,13 +32,32 @@ def weight_of_priors(priors: list[Prior], count: int) -> float:
     return float(knowledge.beliefs(results)[0].weights[0])
 
 
-@pytest.mark.parametrize("change", [inverted, shuffled])
-def test_misleading_priors_lose_their_weight_and_good_ones_keep_it(change: object) -> None:
-    bad = [prior(task, change=change) for task in (1, 2, 3)]  # type: ignore[arg-type]  # one of two functions
+def test_misleading_priors_lose_their_weight_and_good_ones_keep_it() -> None:
+    bad = [prior(task, change=inverted) for task in (1, 2, 3)]
     good = [prior(task) for task in (1, 2, 3)]
     assert weight_of_priors(bad, 20) < 0.2
     assert weight_of_priors(good, 20) > 0.8
     assert weight_of_priors(bad, 2) > weight_of_priors(bad, 20)
+
+
+def doubted(priors: list[Prior], count: int) -> bool:
+    knowledge = Knowledge.of(priors, SPACE, LOSS)
+    return knowledge.doubted(Results.of(own_trials(count), knowledge.encoding([]), knowledge.signs, {}))
+
+
+def test_priors_without_anything_in_common_are_doubted_before_any_result_and_good_ones_never() -> None:
+    bad = [prior(task, trials=80, change=shuffled) for task in (1, 2, 3)]
+    knowledge = Knowledge.of(bad, SPACE, LOSS)
+    assert [objective.pool for objective in knowledge.objectives] == [None]
+    assert doubted(bad, 0)
+    for count in (0, 1, 5, 20):
+        assert not doubted([prior(task) for task in (1, 2, 3)], count)
+
+
+def test_priors_that_agree_on_what_is_wrong_are_doubted_once_results_say_so() -> None:
+    wrong = [prior(task, change=inverted) for task in (1, 2, 3)]
+    assert not doubted(wrong, 0)
+    assert doubted(wrong, 20)
 
 
 def test_beliefs_follow_the_priors_first_and_the_own_results_later() -> None:

@@ -19,6 +19,7 @@ from metasearch.transfer.surrogates import (
     Mixture,
     Pool,
     Process,
+    correlations_of,
     corroborated,
     deviation_of,
     fit_pool,
@@ -211,8 +212,30 @@ def test_of_two_studies_or_of_several_without_anything_in_common_none_is_left_ou
     good = studies_of_one_function(1)
     assert set(fit_pool([*good, (good[0][0], -good[0][1])], PARAMETER, beliefs).study) == {0, 1}
     noise = [(points(20, seed), values(20, seed + 50)) for seed in range(4)]
-    pool = fit_pool(noise, PARAMETER, beliefs)
-    assert len(corroborated(pool)) >= 2
+    assert len(corroborated(correlations_of(fit_pool(noise, PARAMETER, beliefs)))) >= 2
+
+
+def test_studies_of_one_function_may_agree_and_many_of_noise_may_not() -> None:
+    beliefs = Beliefs(log_scale=0.0)
+    one = fit_pool(studies_of_one_function(1), PARAMETER, beliefs)
+    few = fit_pool([(points(4, seed), values(4, seed + 50)) for seed in range(2)], PARAMETER, beliefs)
+    many = fit_pool([(points(60, seed), values(60, seed + 50)) for seed in range(5)], PARAMETER, beliefs)
+    alike = fit_pool(studies_of_one_function(3), PARAMETER, beliefs)
+    assert one.agreement == np.inf  # nothing to compare it with
+    assert few.agreement > 0.4  # two of four points each leave much possible
+    assert many.agreement < 0.3
+    assert alike.agreement > 0.9
+
+
+def test_correlations_are_those_with_what_the_other_studies_let_expect() -> None:
+    beliefs = Beliefs(log_scale=0.0)
+    good = studies_of_one_function(2)
+    x, y = good[1]
+    opposite = fit_pool([good[0], (x, -y)], PARAMETER, beliefs)
+    assert correlations_of(fit_pool(good, PARAMETER, beliefs)).min() > 0.9
+    assert correlations_of(opposite).max() < -0.5
+    assert opposite.agreement > 0.5  # one of them may be right
+    assert np.isnan(correlations_of(fit_pool(good[:1], PARAMETER, beliefs))).all()
 
 
 def test_location_covers_the_levels_and_scales_of_earlier_tasks() -> None:
