@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -21,17 +21,17 @@ from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
-    Address,
     AsJson,
+    BudgetFlags,
     DataRoot,
     Detach,
     Device,
     Download,
     EarlierFlags,
-    GpusPerTrial,
     ImageSize,
     MaxTrain,
     MetaFamily,
+    ResourceFlags,
     Seed,
     StartFlags,
     StorageUrl,
@@ -40,12 +40,9 @@ from metasearch.flags import (
     TaskFlags,
     TaskText,
     TeacherFlags,
-    Threads,
     Unlabelled,
     WarmStartText,
-    Workers,
     read_configurations,
-    seconds,
     with_flags,
 )
 from metasearch.meta_command import meta_train
@@ -93,17 +90,8 @@ def launch(
         str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
     ] = "distill_compress",
     name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
-    trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32,
-    timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None,
-    trial_timeout: Annotated[
-        str | None, typer.Option(help="A trial that takes longer has failed, hung or not.")
-    ] = None,
-    gpu_hours: Annotated[
-        float | None, typer.Option(min=0, help="End the search when its trials have used so many.")
-    ] = None,
-    workers: Workers = None,
-    threads: Threads = 1,
-    gpus_per_trial: GpusPerTrial = 0.0,
+    budget: BudgetFlags,
+    resources: ResourceFlags,
     device: Device = "auto",
     teacher: TeacherFlags,
     objective: Annotated[
@@ -125,7 +113,6 @@ def launch(
             metavar="DIR|URL", help="For weights; of any file system of fsspec's. Default: in the home folder."
         ),
     ] = None,
-    address: Address = None,
     submit: Submit = None,
     detach: Detach = False,
     storage: StorageUrl = None,
@@ -143,8 +130,7 @@ def launch(
 
     url = storage_url(storage)
     source = task.source(seed)
-    if gpu_hours is not None and not gpus_per_trial:
-        raise InputError("--gpu-hours", "needs --gpus-per-trial", gpu_hours)
+    allowed = budget.budget(gpus_per_trial=resources.gpus_per_trial)
     loaded = load_space(space)
     store = open_storage(url, create=True)
     from metasearch.search.prepare import Options, prepare_study
@@ -154,16 +140,14 @@ def launch(
     files = tuple(start.meta or ())
     if meta_family is not None:
         from metasearch.search.meta_artefacts import completed_files
-        from metasearch.search.runner import Resources
 
-        available = Resources(workers, threads, gpus_per_trial, address)
+        available = resources.resources()
         files = completed_files(
             files, loaded, meta_family, source=source, resources=available, tell=tell, make=not dry_run
         )
     options = Options(
         source=source,
         space=loaded,
-        trials=trials,
         name=name,
         objectives=tuple(objective or ()),
         constraints=tuple(constraint or ()),
@@ -172,9 +156,6 @@ def launch(
         teacher=teacher.source(),
         device=device,
         early_stopping=early_stopping,
-        timeout_s=None if timeout is None else seconds(timeout),
-        trial_timeout_s=None if trial_timeout is None else seconds(trial_timeout, place="--trial-timeout"),
-        gpu_hours=gpu_hours,
         enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
         artefacts=artefacts,
         warm_start=warm_start,
@@ -182,6 +163,7 @@ def launch(
         meta=files,
         joint=start.joint(source),
         decided=earlier.decided(),
+        **allowed,
     )
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
@@ -193,17 +175,16 @@ def launch(
         del shown["space"]
         typer.echo(json.dumps(shown, indent=2))
         return
-    _run(store, study_name, workers=workers, threads=threads, gpus=gpus_per_trial, address=address)
+    _run(store, study_name, resources)
 
 
 @app.command()
+@with_flags
 def resume(
+    *,
     study: StudyName,
     trials: Annotated[int | None, typer.Option(help="A new, larger number of finished trials.")] = None,
-    workers: Workers = None,
-    threads: Threads = 1,
-    gpus_per_trial: GpusPerTrial = 0.0,
-    address: Address = None,
+    resources: ResourceFlags,
     accept_versions: Annotated[
         bool, typer.Option("--accept-versions", help="Go on although other versions of torch, ... made the study.")
     ] = False,
@@ -215,16 +196,7 @@ def resume(
     if submit is not None or detach:
         submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach)
         return
-    _run(
-        _store(storage),
-        study,
-        trials=trials,
-        accept_versions=accept_versions,
-        workers=workers,
-        threads=threads,
-        gpus=gpus_per_trial,
-        address=address,
-    )
+    _run(_store(storage), study, resources, trials=trials, accept_versions=accept_versions)
 
 
 @app.command()
@@ -391,23 +363,23 @@ def _storage_errors() -> Iterator[None]:
 
 
 def _run(
-    store: RDBStorage, name: str, *, trials: int | None = None, accept_versions: bool = False, **resources: Any
+    store: RDBStorage,
+    name: str,
+    resources: ResourceFlags,
+    *,
+    trials: int | None = None,
+    accept_versions: bool = False,
 ) -> None:
     from metasearch.report.display import Display
     from metasearch.search.launch import run_study
-    from metasearch.search.runner import Resources
 
     console = _console()
     console.print(f"study {name}")
+    available = resources.resources()
     try:
         with Display(console) as display:
             outcome = run_study(
-                store,
-                name,
-                resources=Resources(**resources),
-                watcher=display,
-                trials=trials,
-                accept_versions=accept_versions,
+                store, name, resources=available, watcher=display, trials=trials, accept_versions=accept_versions
             )
     except KeyboardInterrupt:
         _interrupted("interrupted", name, console)

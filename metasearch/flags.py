@@ -17,6 +17,7 @@ from metasearch.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
     from metasearch.search.earlier import Decided
+    from metasearch.search.runner import Resources
     from metasearch.tasks import TaskSource
     from metasearch.teachers import TeacherSource
 
@@ -155,6 +156,8 @@ FixStrategy = Annotated[
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
 GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
+TrialTimeout = Annotated[str | None, typer.Option(help="A trial that takes longer has failed, hung or not.")]
+GpuHours = Annotated[float | None, typer.Option(min=0, help="End the search when its trials have used so many.")]
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
 ]
@@ -248,7 +251,45 @@ class EarlierFlags:
         return Decided(structure=self.fix_structure, structure_range=self.narrow_structure, strategy=self.fix_strategy)
 
 
-GROUPS = (TaskFlags, TeacherFlags, StartFlags, EarlierFlags)
+@dataclass(frozen=True)
+class BudgetFlags:
+    """What a new search may use."""
+
+    trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32
+    timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None
+    trial_timeout: TrialTimeout = None
+    gpu_hours: GpuHours = None
+
+    def budget(self, *, gpus_per_trial: float) -> dict[str, Any]:
+        """Return the fields of Options that say so. Raises InputError for GPU-hours of trials without a GPU."""
+        if self.gpu_hours is not None and not gpus_per_trial:
+            raise InputError("--gpu-hours", "needs --gpus-per-trial", self.gpu_hours)
+        limit = self.trial_timeout
+        return {
+            "trials": self.trials,
+            "timeout_s": None if self.timeout is None else seconds(self.timeout),
+            "trial_timeout_s": None if limit is None else seconds(limit, place="--trial-timeout"),
+            "gpu_hours": self.gpu_hours,
+        }
+
+
+@dataclass(frozen=True)
+class ResourceFlags:
+    """Where the trials of a search run, and what each gets."""
+
+    workers: Workers = None
+    threads: Threads = 1
+    gpus_per_trial: GpusPerTrial = 0.0
+    address: Address = None
+
+    def resources(self) -> Resources:
+        """Return them as the search takes them."""
+        from metasearch.search.runner import Resources
+
+        return Resources(self.workers, self.threads, self.gpus_per_trial, self.address)
+
+
+GROUPS = (TaskFlags, TeacherFlags, StartFlags, EarlierFlags, BudgetFlags, ResourceFlags)
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
