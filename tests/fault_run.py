@@ -68,7 +68,7 @@ class Plan:
     cut_s: float = 10.0
     full_s: float = 5.0
     again: int = 30
-    epochs: int = 6
+    epochs: int = 45
     most: int | None = None
     timeout_s: float = 1800.0
 
