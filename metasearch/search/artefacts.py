@@ -10,7 +10,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -53,14 +55,30 @@ def trial_folder(study_folder: str, number: int) -> str:
 
 def check_writable(folder: str) -> None:
     """Raise StorageError unless the folder can be made and written to."""
-    probe = joined(folder, f".probe-{os.getpid()}")
     try:
-        files, path = _opened(probe)
-        files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        files.pipe_file(path, b"0" * 4096)
-        files.rm_file(path)
+        with probed(folder):
+            pass
     except OSError as error:
         raise StorageError(f"artefact folder {folder}: must be writable: {error.strerror or error}") from error
+
+
+@contextmanager
+def probed(folder: str) -> Iterator[str]:
+    """Put a small file into the folder, made if it is not there, for as long as the block lasts; give its name."""
+    name = f".probe-{uuid.uuid4().hex}"
+    files, path = _opened(joined(folder, name))
+    files.makedirs(path.rpartition("/")[0], exist_ok=True)
+    files.pipe_file(path, b"0" * 4096)
+    try:
+        yield name
+    finally:
+        files.rm_file(path)
+
+
+def is_there(file: str) -> bool:
+    """Whether there is a file of this path or URL."""
+    files, path = _opened(file)
+    return bool(files.exists(path))
 
 
 def publish(made: Path, folder: str, *, waits_s: tuple[float, ...] = PUBLISH_WAITS_S) -> dict[str, str]:

@@ -13,9 +13,8 @@ import platform
 import socket
 import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from metasearch.errors import MetasearchError
+from metasearch.search.artefacts import is_there, joined, probed
 from metasearch.search.placement import memory_line, slots
 from metasearch.tasks import TaskSource
 
@@ -138,21 +138,10 @@ def locate_data(source: TaskSource) -> None:
 
 def write_beside(folder: str, probe: str) -> None:
     """Raise OSError unless a file can be written to the folder, and the driver's `probe` is seen there."""
-    own = f"{probe}-{uuid.uuid4().hex}"
-    if "://" in folder:
-        import fsspec
-
-        files, root = fsspec.core.url_to_fs(folder)
-        if not files.exists(f"{root}/{probe}"):
-            raise FileNotFoundError(f"{folder}: is not what the driver sees under this name")
-        files.pipe_file(f"{root}/{own}", b"")
-        files.rm_file(f"{root}/{own}")
-        return
-    place = Path(folder)
-    if not (place / probe).exists():
+    if not is_there(joined(folder, probe)):
         raise FileNotFoundError(f"{folder}: is not the folder that the driver sees; it must be shared")
-    (place / own).touch()
-    (place / own).unlink()
+    with probed(folder):
+        pass
 
 
 def gpu_devices() -> list[tuple[str, int]]:
@@ -178,7 +167,7 @@ def look_around(reach: Reach) -> list[NodeReport]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     look, clock = (ray.remote(num_cpus=0, max_retries=0)(function) for function in _by_value())
     on = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive}
-    with _probe(reach.artefacts) as probe:
+    with nullcontext("") if reach.artefacts is None else probed(reach.artefacts) as probe:
         wanted = {**asdict(reach), "probe": probe}
         asked = {node: look.options(scheduling_strategy=place).remote(wanted) for node, place in on.items()}
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=WAIT_S)
@@ -221,30 +210,6 @@ def _by_value() -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], Callable
         return time.time()
 
     return look, clock
-
-
-@contextmanager
-def _probe(artefacts: str | None) -> Iterator[str]:
-    """Put a file into the artefact folder for as long as the nodes look for it; give its name."""
-    name = f".probe-{uuid.uuid4().hex}"
-    if artefacts is None:
-        yield name
-    elif "://" in artefacts:
-        import fsspec
-
-        files, root = fsspec.core.url_to_fs(artefacts)
-        files.pipe_file(f"{root}/{name}", b"")
-        try:
-            yield name
-        finally:
-            files.rm_file(f"{root}/{name}")
-    else:
-        Path(artefacts).mkdir(parents=True, exist_ok=True)
-        (Path(artefacts) / name).touch()
-        try:
-            yield name
-        finally:
-            (Path(artefacts) / name).unlink(missing_ok=True)
 
 
 def refusals(reports: Sequence[NodeReport], here: Mapping[str, str]) -> list[str]:

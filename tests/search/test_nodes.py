@@ -16,6 +16,7 @@ import torch
 import metasearch
 from metasearch.errors import MetasearchError
 from metasearch.search import nodes
+from metasearch.search.artefacts import probed
 from metasearch.search.connect import check_reachable
 from metasearch.search.nodes import NodeReport, Reach, check_versions, examine, refusals, unlike, versions_here
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
@@ -83,10 +84,10 @@ def test_an_artefact_folder_that_is_not_the_drivers_is_a_problem_and_nothing_is_
 
 
 def test_an_artefact_url_is_looked_at_through_fsspec(tmp_path: Path) -> None:
-    reach = Reach(artefacts=f"file://{tmp_path}")
-    assert "is not what the driver sees" in problems(reach)["artefacts"]
-    with nodes._probe(reach.artefacts) as probe:
-        assert problems(reach, probe) == {}
+    url = f"file://{tmp_path}"
+    assert "must be shared" in problems(Reach(artefacts=url))["artefacts"]
+    with probed(url) as probe:
+        assert problems(Reach(artefacts=url), probe) == {}
     assert list(tmp_path.iterdir()) == []
 
 
