@@ -22,9 +22,10 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
+from metasearch.errors import StorageError
 from metasearch.pipeline import run_pipeline
 from metasearch.records import TrialResult
-from metasearch.search.artefacts import damaged, joined, trial_folder
+from metasearch.search.artefacts import fetch, joined, trial_folder
 from metasearch.search.earlier import front_of
 from metasearch.search.patience import PATIENT
 from metasearch.search.store import FAILURE, RESULT, description_of, is_finished, load_study, open_storage
@@ -278,7 +279,8 @@ class FaultRun:
         for number, result in front_of(self._storage, NAME).items():
             books.front += 1
             folder = trial_folder(joined(description.artefacts, NAME), number)
-            missing = damaged(folder, result.artefacts) if result.artefacts else ["all"]
+            missing = [name for name, digest in result.artefacts.items() if not _is_whole(joined(folder, name), digest)]
+            missing = missing if result.artefacts else ["all"]
             books.wrong += [f"artefact {name} of trial {number} is missing or damaged" for name in missing]
         self._compute_again(self._rng.sample(complete, min(plan.again, len(complete))))
 
@@ -296,6 +298,13 @@ class FaultRun:
                 before, now = kept.metrics[metric], again.metrics[metric]
                 if abs(now - before) > allowed:
                     self.books.wrong.append(f"trial {trial.number}: {metric} {before}, now {now}")
+
+
+def _is_whole(file: str, digest: str) -> bool:
+    try:
+        return fetch(file, digest) is not None
+    except StorageError:
+        return False
 
 
 def _is_worker(pid: int) -> bool:

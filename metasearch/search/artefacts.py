@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -145,18 +145,6 @@ def fetch(file: str, digest: str | None = None) -> Path | None:
     if digest is not None and digest_of(local) != digest:
         raise StorageError(f"{file}: is not what the trial wrote: its SHA-256 differs from the one kept with the trial")
     return local
-
-
-def damaged(folder: str, digests: Mapping[str, str]) -> list[str]:
-    """Return the names of the files that are missing from a trial's folder, or have another digest than was kept."""
-
-    def whole(name: str, digest: str) -> bool:
-        try:
-            return fetch(joined(folder, name), digest) is not None
-        except StorageError:
-            return False
-
-    return [name for name, digest in digests.items() if not whole(name, digest)]
 
 
 def trial_numbers(study_folder: str) -> list[int]:
