@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -51,6 +52,13 @@ def metasearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_hear_an_interrupt() -> None:
+    """Take SIGINT as it is by default: run in a shell's background it is ignored, by every program started here, too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -58,7 +58,11 @@ def test_the_dashboard_shows_a_copy_that_goes_with_it(url: str, tmp_path: Path) 
             assert len(list(scratch.iterdir())) == 1
         finally:
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            try:
+                out, err = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()  # else the block would wait for it without end
+                raise
     assert (process.returncode, out, err) == (0, "", "")
     assert list(scratch.iterdir()) == []
     assert hashlib.sha256((tmp_path / "studies.db").read_bytes()).hexdigest() == before
