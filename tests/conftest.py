@@ -56,7 +56,7 @@ def metasearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 @pytest.fixture(scope="session", autouse=True)
 def programs_hear_an_interrupt() -> None:
-    """Take SIGINT as it is by default: run in a shell's background it is ignored, by every program started here, too."""
+    """Take SIGINT by default: run in a shell's background it is ignored, by every program started here, too."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
