@@ -171,15 +171,7 @@ def drive(
         ledger.leave_running()
     if ledger.wanted <= 0 or stop.is_set():
         return
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # All workers start at once; with Tune's default of 1 they would start one after the other.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_most_at_once(resources))
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    _set_up_tune(at_once=_most_at_once(resources))
     searcher = _LedgerSearcher(ledger, resources, limits, stop, progress or (lambda _: None))
     worker = tune.with_parameters(
         TrialWorker,
@@ -216,6 +208,19 @@ def drive(
             f"each {RETRIES + 1} times; the last: {ledger.last_lost}; "
             f"nothing finished is lost. Once that is mended: metasearch resume {ledger.study.study_name}"
         )
+
+
+def _set_up_tune(*, at_once: int) -> None:
+    """Have Tune write nothing, leave signals alone, and start `at_once` workers together."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "inf"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # With Tune's default of 1 workers would start one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
 
 class _NotSaved:

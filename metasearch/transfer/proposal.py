@@ -39,21 +39,7 @@ def propose(
     rng: np.random.Generator,
     *,
     only_starts: bool = False,
-) -> Params:
-    """Return the one configuration that `propose_several` puts first."""
-    return propose_several(results, warped, objectives, constraints, starts, rng, only_starts=only_starts, count=1)[0]
-
-
-def propose_several(
-    results: Results,
-    warped: Array,
-    objectives: Sequence[Mixture | Computed],
-    constraints: Sequence[Mixture],
-    starts: Sequence[Params],
-    rng: np.random.Generator,
-    *,
-    only_starts: bool,
-    count: int,
+    count: int = 1,
 ) -> list[Params]:
     """Return the candidates of the largest expected gain of hypervolume, weighted by the odds that each is feasible.
 

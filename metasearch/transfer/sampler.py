@@ -25,7 +25,7 @@ from metasearch.transfer.encoding import Axis, Conditions, Encoding, Params
 from metasearch.transfer.knowledge import Knowledge, thinned
 from metasearch.transfer.mapping import fixed_choices, nearest
 from metasearch.transfer.prior import NOTHING, Prior, objective_names, prior_of
-from metasearch.transfer.proposal import Computed, propose_several, spread_out
+from metasearch.transfer.proposal import Computed, propose, spread_out
 from metasearch.transfer.results import Results
 from metasearch.transfer.warp import Warp
 
@@ -178,9 +178,7 @@ class TransferSampler(BaseSampler):
             starts, only = knowledge.portfolio, True
         else:
             starts, only = knowledge.starts, False
-        return propose_several(
-            results, warped, objectives, constraints, starts, self._rng, only_starts=only, count=count
-        )
+        return propose(results, warped, objectives, constraints, starts, self._rng, only_starts=only, count=count)
 
     def _unseen(self, trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
         """Return the parameters that prior studies have and the study may yet have.

@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 
 from metasearch.transfer.encoding import Encoding, Params
 from metasearch.transfer.gp import Hyperparameters
-from metasearch.transfer.proposal import Computed, propose, propose_several, spread_out
+from metasearch.transfer.proposal import Computed, propose, spread_out
 from metasearch.transfer.results import Results
 from metasearch.transfer.surrogates import Location, Mixture, Process
 
@@ -43,14 +43,14 @@ def distance_to(x: float, y: float) -> Computed:
 
 def test_the_best_of_a_known_function_is_proposed() -> None:
     values = distance_to(0.3, 0.8)(grid())[:, None]
-    found = propose(results_of(grid(), values), values, [distance_to(0.3, 0.8)], [], [], np.random.default_rng(0))
+    [found] = propose(results_of(grid(), values), values, [distance_to(0.3, 0.8)], [], [], np.random.default_rng(0))
     assert (found["x"], found["y"]) == (pytest.approx(0.3, abs=0.1), pytest.approx(0.8, abs=0.1))
 
 
 def test_the_best_of_a_modelled_function_is_proposed_near_where_it_is() -> None:
     values = distance_to(0.3, 0.8)(grid())
     results = results_of(grid(), values[:, None])
-    found = propose(results, values[:, None], [believed(grid(), values)], [], [], np.random.default_rng(0))
+    [found] = propose(results, values[:, None], [believed(grid(), values)], [], [], np.random.default_rng(0))
     assert distance_to(0.3, 0.8)([found])[0] < 0.1
 
 
@@ -62,7 +62,7 @@ def test_a_start_that_no_random_candidate_equals_is_taken() -> None:
 
     values = np.ones((25, 1)) * 2
     results = results_of(grid(), values)
-    assert propose(results, values, [computed], [], [needle], np.random.default_rng(0)) == needle
+    assert propose(results, values, [computed], [], [needle], np.random.default_rng(0)) == [needle]
 
 
 def test_two_objectives_fill_the_gap_of_the_front() -> None:
@@ -70,7 +70,7 @@ def test_two_objectives_fill_the_gap_of_the_front() -> None:
     known = [{"x": 0.0, "y": 1.0}, {"x": 1.0, "y": 0.0}]
     values = np.array([[0.0, 1.0], [1.0, 0.0]])
     both: list[Computed] = [lambda cs: np.array([c["x"] for c in cs]), lambda cs: np.array([c["y"] for c in cs])]
-    found = propose(results_of(known, values), values, both, [], [], np.random.default_rng(0))
+    [found] = propose(results_of(known, values), values, both, [], [], np.random.default_rng(0))
     assert max(found["x"], found["y"]) < 0.1  # it dominates most of the box
 
 
@@ -79,16 +79,16 @@ def test_what_breaks_a_constraint_is_not_proposed() -> None:
     broken = np.array([config["x"] - 0.5 for config in grid()])  # the best lies where it is broken
     results = replace(results_of(grid(), values), feasible=broken <= 0)
     constraint = believed(grid(), broken)
-    found = propose(results, values, [distance_to(0.9, 0.5)], [constraint], [], np.random.default_rng(0))
+    [found] = propose(results, values, [distance_to(0.9, 0.5)], [constraint], [], np.random.default_rng(0))
     assert 0.3 < found["x"] < 0.6
 
 
 def test_a_running_trial_s_neighbourhood_is_left_to_it() -> None:
     values = distance_to(0.3, 0.8)(grid())[:, None]
     idle = results_of(grid(), values)
-    first = propose(idle, values, [believed(grid(), values[:, 0])], [], [], np.random.default_rng(0))
+    [first] = propose(idle, values, [believed(grid(), values[:, 0])], [], [], np.random.default_rng(0))
     busy = replace(idle, running=[first], taken=np.vstack([idle.taken, ENCODING.encode([first])]))
-    second = propose(busy, values, [believed(grid(), values[:, 0])], [], [], np.random.default_rng(0))
+    [second] = propose(busy, values, [believed(grid(), values[:, 0])], [], [], np.random.default_rng(0))
     assert max(abs(second["x"] - first["x"]), abs(second["y"] - first["y"])) > 1e-3
 
 
@@ -96,7 +96,7 @@ def test_the_last_configuration_left_is_proposed_though_it_is_bad() -> None:
     space: dict[str, BaseDistribution] = {"n": IntDistribution(0, 11)}
     tried = [create_trial(params={"n": n}, distributions=space, value=float(n)) for n in range(11)]
     results = Results.of(tried, Encoding.of(space), np.ones(1), {})
-    found = propose(
+    [found] = propose(
         results, results.values, [lambda cs: np.array([float(c["n"]) for c in cs])], [], [], np.random.default_rng(0)
     )
     assert found == {"n": 11}
@@ -120,8 +120,8 @@ def test_the_first_configurations_are_spread_over_the_space() -> None:
 def test_of_several_the_first_is_the_one_alone_and_no_two_lie_together() -> None:
     values = distance_to(0.3, 0.8)(grid())
     results, warped, beliefs = results_of(grid(), values[:, None]), values[:, None], [believed(grid(), values)]
-    several = propose_several(results, warped, beliefs, [], [], np.random.default_rng(0), only_starts=False, count=8)
-    assert several[0] == propose(results, warped, beliefs, [], [], np.random.default_rng(0))
+    several = propose(results, warped, beliefs, [], [], np.random.default_rng(0), count=8)
+    assert several[:1] == propose(results, warped, beliefs, [], [], np.random.default_rng(0))
     x = ENCODING.encode(several)
     apart = np.linalg.norm(x[:, None] - x[None], axis=2)[np.triu_indices(8, 1)]
     assert apart.min() > 1e-6
@@ -131,7 +131,7 @@ def test_several_share_a_front_where_one_after_the_other_would() -> None:
     ends = [distance_to(0.1, 0.1), distance_to(0.9, 0.9)]
     known: list[Params] = [{"x": 0.1, "y": 0.9}, {"x": 0.9, "y": 0.1}]
     values = np.column_stack([end(known) for end in ends])
-    found = propose_several(
+    found = propose(
         results_of(known, values), values, ends, [], [], np.random.default_rng(0), only_starts=False, count=6
     )
     along = sorted((config["x"] + config["y"]) / 2 for config in found)
@@ -142,7 +142,7 @@ def test_several_share_a_front_where_one_after_the_other_would() -> None:
 def test_only_starts_are_taken_while_there_are_any() -> None:
     starts: list[Params] = [{"x": 0.2, "y": 0.2}, {"x": 0.8, "y": 0.4}, {"x": 0.5, "y": 0.9}]
     values = distance_to(0.3, 0.8)(grid())[:, None]
-    found = propose_several(
+    found = propose(
         results_of(grid(), values),
         values,
         [believed(grid(), values[:, 0])],
