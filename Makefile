@@ -2,6 +2,8 @@
 VENV := .venv
 RUN := $(VENV)/bin
 PYTHON ?= python3
+# Two processes, a file of tests in one of them: a third of the time is waiting for Ray, databases and browsers.
+PYTEST := $(RUN)/pytest -n 2 --dist loadfile
 
 .PHONY: search test check bench bench-transfer format priors
 
@@ -9,13 +11,13 @@ search: $(VENV)/installed
 	$(RUN)/metasearch launch digits --space quick --trials 24
 
 test: $(VENV)/installed
-	$(RUN)/pytest
+	$(PYTEST)
 
 check: $(VENV)/installed
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
-	$(RUN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: $(VENV)/installed
 	$(RUN)/python -m tests.bench
