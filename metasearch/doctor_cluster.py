@@ -17,7 +17,7 @@ LOOPBACK = ("127.", "localhost", "[::1]")
 REMEDIES = {
     "data": "put the data at this path on every node, or --data-root names one that all see",
     "artefacts": "--artefacts names a folder that all nodes see, or a URL",
-    "storage": "open the database's port to this node, or let its address be one that all nodes know",
+    "storage": "trials need none; before a driver runs there, open the database's port to this node",
 }
 
 
@@ -49,11 +49,11 @@ def cluster_findings(
     here = versions_here()
     for report in reports:
         yield from node_findings(report, here)
-    yield database(place, reports)
+    yield database(storage, place, reports)
 
 
 def storage_place(flag: str | None) -> tuple[str, int] | None:
-    """Return host and port of the storage's server, None for SQLite. No password goes to the nodes."""
+    """Return host and port of the storage's server, None where it has none. No password goes to the nodes."""
     from metasearch.search.names import SQLITE, storage_url
 
     url = storage_url(flag)
@@ -109,7 +109,8 @@ def node_findings(report: NodeReport, here: Mapping[str, str]) -> Iterator[Findi
     if wrong:
         yield Finding(what, FAILURE, "; ".join(wrong), "install with one constraints.txt on all nodes, from one commit")
     for name, problem in report.problems.items():
-        yield Finding(what, FAILURE, f"{name}: {problem}", REMEDIES[name])
+        level = WARNING if name == "storage" else FAILURE  # only a driver opens it
+        yield Finding(what, level, f"{name}: {problem}", REMEDIES[name])
     off = abs(report.clock_s)
     if off >= CLOCK_WARNING_S:
         level = FAILURE if off >= CLOCK_FAILURE_S else WARNING
@@ -123,10 +124,13 @@ def node_findings(report: NodeReport, here: Mapping[str, str]) -> Iterator[Findi
         yield Finding(what, OK, f"{versions}; {devices}; clock within {max(off, 0.1):.1f} s")
 
 
-def database(place: tuple[str, int] | None, reports: Sequence[NodeReport]) -> Finding:
-    """Return what kind of storage a cluster's searches would use."""
-    if place is None:
-        remedy = "METASEARCH_STORAGE=postgresql://USER@HOST/NAME, for studies that outlive the head"
-        return Finding("storage of all", WARNING, "SQLite: drivers on this machine alone, gone with its disk", remedy)
-    reached = sum("storage" not in report.problems and not report.silent for report in reports)
-    return Finding("storage of all", OK if reached else FAILURE, f"{place[0]}:{place[1]}: {reached} nodes reach it")
+def database(flag: str | None, place: tuple[str, int] | None, reports: Sequence[NodeReport]) -> Finding:
+    """Return what kind of storage a cluster's searches would use. place: as `storage_place` gives it."""
+    from metasearch.search.names import SQLITE, storage_url
+
+    if place is not None:
+        reached = sum("storage" not in report.problems and not report.silent for report in reports)
+        return Finding("storage of all", OK, f"{place[0]}:{place[1]}: {reached} nodes reach it")
+    kind = "SQLite" if storage_url(flag).startswith(SQLITE) else "a server without a host"
+    remedy = "METASEARCH_STORAGE=postgresql://USER@HOST/NAME, for studies that outlive the head"
+    return Finding("storage of all", WARNING, f"{kind}: drivers on this machine alone, gone with its disk", remedy)

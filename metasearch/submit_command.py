@@ -76,7 +76,8 @@ def job_arguments(arguments: Sequence[str], *, name: str | None) -> list[str]:
             kept.append(argument)
     if "--address" in kept or any(argument.startswith("--address=") for argument in kept):
         raise InputError("--address", "must not be given with --submit: the job runs in the cluster that it names")
-    return [*kept, "--address", "auto", *(["--name", name] if name is not None else [])]
+    command, rest = kept[:1], kept[1:]  # before the rest: behind a -- flags would be none
+    return [*command, "--address", "auto", *(["--name", name] if name is not None else []), *rest]
 
 
 def packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:

@@ -28,7 +28,7 @@ from metasearch.records import TrialResult
 from metasearch.search.artefacts import fetch, joined, trial_folder
 from metasearch.search.earlier import front_of
 from metasearch.search.patience import PATIENT
-from metasearch.search.store import FAILURE, RESULT, description_of, is_finished, load_study, open_storage
+from metasearch.search.store import FAILURE, LOSSES, RESULT, description_of, is_finished, load_study, open_storage
 from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import TeacherSource, teacher_for
 from tests.cluster import Cluster
@@ -37,6 +37,8 @@ from tests.postgresql import Server
 NAME = "faults"
 KINDS = ("worker", "node", "driver", "database", "disk", "cut")
 """Killed: a worker process, a node, the driver. Restarted: the database. Full: the artefact folder. Cut off: a node."""
+EXITS = (0, 5)
+"""Of a driver that ends by itself: done, or its storage away for too long."""
 SPACE = """
 name: short
 objectives: [val_accuracy, model_bytes]
@@ -264,7 +266,10 @@ class FaultRun:
         trials, books, plan = self._trials(), self.books, self.plan
         books.states = Counter(trial.state.name for trial in trials)
         books.failures = Counter(trial.user_attrs[FAILURE]["reason"] for trial in trials if FAILURE in trial.user_attrs)
-        books.lost = sum(trial.user_attrs.get("losses", 0) for trial in trials)
+        books.lost = sum(trial.user_attrs.get(LOSSES, 0) for trial in trials)
+        odd = {code for code in books.exits if code not in EXITS}
+        if odd:
+            books.wrong.append(f"a driver ended with exit code {min(odd)}: {self._driver_log()[-500:]}")
         finished = [trial for trial in trials if is_finished(trial)]
         if len(finished) != plan.trials:
             books.wrong.append(f"{len(finished)} finished trials instead of {plan.trials}")

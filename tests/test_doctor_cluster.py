@@ -60,6 +60,8 @@ def test_only_the_databases_place_goes_to_the_nodes(monkeypatch: pytest.MonkeyPa
     assert storage_place(None) == ("db.example", 5432)
     assert storage_place("sqlite:////tmp/studies.db") is None
     away = NodeReport("10.0.0.3", HERE, {"storage": "refused"})
-    assert database(("db.example", 5432), [FINE, away]).text == "db.example:5432: 1 nodes reach it"
-    assert database(("db.example", 5432), [away]).level == FAILURE
-    assert database(None, []).level == WARNING
+    assert database(None, ("db.example", 5432), [FINE, away]).text == "db.example:5432: 1 nodes reach it"
+    assert [finding.level for finding in node_findings(away, HERE)] == [WARNING]  # only a driver opens it
+    assert database("sqlite:////tmp/studies.db", None, []).level == WARNING
+    assert storage_place("postgresql:///studies") is None
+    assert "without a host" in database("postgresql:///studies", None, []).text

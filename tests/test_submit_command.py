@@ -45,7 +45,7 @@ def test_the_same_command_line_runs_on_the_head_and_its_output_and_code_come_bac
     code, out, err = metasearch(*arguments, "--submit", server.url)
     words, _ = the_job(server)
     assert words == [
-        "launch", "digits", "--space=quick", "--constraint", "model_bytes<=25kB", "--name", "a b", "--address", "auto",
+        "launch", "--address", "auto", "digits", "--space=quick", "--constraint", "model_bytes<=25kB", "--name", "a b",
     ]  # fmt: skip
     assert (code, out) == (0, "hello\nworld\n")
     assert err.startswith("study a b: job metasearch-a-b-")
@@ -146,7 +146,7 @@ def test_the_last_job_of_a_study_is_asked_for_stopped_and_read(metasearch: Run, 
 
 def test_a_resumed_study_keeps_its_name(metasearch: Run, server: FakeJobServer) -> None:
     metasearch("resume", "s", "--trials", "9", "--submit", server.url, "--detach")
-    assert the_job(server)[0] == ["resume", "s", "--trials", "9", "--address", "auto"]
+    assert the_job(server)[0] == ["resume", "--address", "auto", "s", "--trials", "9"]
     assert JobServer(server.url).job_of("s").status == "RUNNING"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -34,13 +33,15 @@ def folder_name(study: str) -> str:
 
 
 def _write_study(database: Database, name: str, folder: Path) -> int:
-    there = {int(path.name.removeprefix(PREFIX)) for path in folder.glob(f"{PREFIX}[0-9]*")}
+    numbers = (path.name.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*"))
+    there = {int(number) for number in numbers if number.isdigit()}
     count = 0
     try:
-        for count, log in enumerate(trial_logs(database, name, without=there), 1):  # noqa: B007 - the last is the count
-            folder.mkdir(parents=True, exist_ok=True)
+        for log in trial_logs(database, name, without=there):
+            count += 1
             # under a name that TensorBoard does not know, until it is whole
-            scratch = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+            scratch = folder / f".{PREFIX}{log.number:04}.{os.getpid()}"
+            scratch.mkdir(parents=True, exist_ok=True)
             try:
                 write_trial(log, scratch)
                 os.replace(scratch, folder / f"{PREFIX}{log.number:04}")

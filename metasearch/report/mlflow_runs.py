@@ -86,5 +86,5 @@ def _write_trial(client: MlflowClient, experiment: str, log: TrialLog) -> None:
         client.log_batch(run, params=parameters[first : first + MOST_PARAMETERS])
     for first in range(0, len(metrics), MOST_METRICS):
         client.log_batch(run, metrics=metrics[first : first + MOST_METRICS])
-    client.set_tag(run, WHOLE, "yes")
     client.set_terminated(run, status=STATUSES[log.state], end_time=ended)
+    client.set_tag(run, WHOLE, "yes")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from metasearch.report.rows import Wanted
 from metasearch.report.where import parse_where
 from metasearch.search.objectives import Constraint
 from metasearch.spelling import hint
-
-if TYPE_CHECKING:
-    pass
 
 ALWAYS_KNOWN = (*METRICS, *FINAL, *LAST, INITIALISED)
 """Names that a condition may use even where no trial has them yet."""

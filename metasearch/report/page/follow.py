@@ -43,14 +43,14 @@ def follow_page(
             told.add(line)
             tell(line)
 
-    seen, last = None, None
+    seen, last, page = None, None, False  # page: whether one is there that renews itself
     try:
         while True:
             started = time.monotonic()
             # asked before the trials are read: what a driver does afterwards is on the next page
             running = any(driver_of(study_head(database, name)) is not None for name in names)
             state = state_of(database, names)
-            without = [name for name, (_, counts) in zip(names, state, strict=False) if not counts]
+            without = [name for name, (_, counts) in zip(names, state[: len(names)], strict=True) if not counts]
             if not running:
                 last = make_report(database, names, tell=tell_once)
                 break
@@ -59,11 +59,13 @@ def follow_page(
             elif state != seen:
                 last, seen = make_report(database, names, tell=tell_once), state
                 write_page(last, folder, renew_s=every_s)
+                page = True
             time.sleep(max(every_s, (time.monotonic() - started) / SHARE))
     except KeyboardInterrupt:  # whoever follows may go; the search goes on
-        if last is None:
-            return None
-    write_page(last, folder)
+        pass
+    finally:
+        if last is not None and (page or not running):
+            write_page(last, folder)
     return last
 
 
