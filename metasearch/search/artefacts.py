@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -154,7 +155,8 @@ def trial_numbers(study_folder: str) -> list[int]:
         found = [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
     except FileNotFoundError:
         return []
-    return sorted(int(name.removeprefix("trial-")) for name in found if name.startswith("trial-"))
+    matches = (re.fullmatch(r"trial-([0-9]{5,})", name) for name in found)
+    return sorted(int(match[1]) for match in matches if match is not None)
 
 
 def remove(folder: str) -> None:

@@ -77,6 +77,12 @@ def test_a_study_without_artefacts_has_no_trials_there(root: str) -> None:
     assert trial_numbers(joined(root, "none")) == []
 
 
+def test_what_only_looks_like_a_trials_folder_is_none(root: str, made: Path) -> None:
+    for name in ("trial-00002", "trial-00001.bak", "trial-", "trial-7", "old-trial-00003"):
+        publish(made, joined(root, name))
+    assert trial_numbers(root) == [2]
+
+
 def test_a_folder_that_can_be_written_to_stays_empty(root: str) -> None:
     check_writable(root)
     assert trial_numbers(root) == []
