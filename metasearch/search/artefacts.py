@@ -13,7 +13,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -67,19 +67,20 @@ def check_writable(folder: str) -> None:
 def probed(folder: str) -> Iterator[str]:
     """Put a small file into the folder, made if it is not there, for as long as the block lasts; give its name."""
     name = f".probe-{uuid.uuid4().hex}"
-    files, path = _opened(joined(folder, name))
-    files.makedirs(path.rpartition("/")[0], exist_ok=True)
-    files.pipe_file(path, b"0" * 4096)
+    with _opened(joined(folder, name)) as (files, path):
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(path, b"0" * 4096)
     try:
         yield name
     finally:
-        files.rm_file(path)
+        with _opened(joined(folder, name)) as (files, path):
+            files.rm_file(path)
 
 
 def is_there(file: str) -> bool:
     """Whether there is a file of this path or URL."""
-    files, path = _opened(file)
-    return bool(files.exists(path))
+    with _opened(file) as (files, path):
+        return bool(files.exists(path))
 
 
 def publish(made: Path, folder: str, *, waits_s: tuple[float, ...] = PUBLISH_WAITS_S) -> dict[str, str]:
@@ -98,18 +99,18 @@ def publish(made: Path, folder: str, *, waits_s: tuple[float, ...] = PUBLISH_WAI
 
 
 def _publish_file(file: Path, folder: str) -> str:
-    files, path = _opened(joined(folder, file.name))
-    files.makedirs(path.rpartition("/")[0], exist_ok=True)
-    if _is_local(files):
-        part = f"{path}.{os.getpid()}.part"
-        try:
-            shutil.copyfile(file, part)
-            os.replace(part, path)
-        except OSError:
-            Path(part).unlink(missing_ok=True)
-            raise
-    else:
-        files.put_file(str(file), path)  # an object appears when it is whole
+    with _opened(joined(folder, file.name)) as (files, path):
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if _is_local(files):
+            part = f"{path}.{os.getpid()}.part"
+            try:
+                shutil.copyfile(file, part)
+                os.replace(part, path)
+            except OSError:
+                Path(part).unlink(missing_ok=True)
+                raise
+        else:
+            files.put_file(str(file), path)  # an object appears when it is whole
     return digest_of(file)
 
 
@@ -127,22 +128,22 @@ def fetch(file: str, digest: str | None = None) -> Path | None:
 
     digest: what was kept with the trial. Raises StorageError if the file has another.
     """
-    files, path = _opened(file)
-    if _is_local(files):
-        local = Path(path)
-        if not local.is_file():
-            return None
-    else:
-        key = hashlib.sha256(f"{file} {digest}".encode()).hexdigest()[:32]
-        local = cache_folder() / "artefacts" / key / path.rpartition("/")[2]
-        if not local.exists():
-            local.parent.mkdir(parents=True, exist_ok=True)
-            part = local.with_name(f"{local.name}.{os.getpid()}.part")
-            try:
-                files.get_file(path, str(part))
-            except FileNotFoundError:
+    with _opened(file) as (files, path):
+        if _is_local(files):
+            local = Path(path)
+            if not local.is_file():
                 return None
-            os.replace(part, local)
+        else:
+            key = hashlib.sha256(f"{file} {digest}".encode()).hexdigest()[:32]
+            local = cache_folder() / "artefacts" / key / path.rpartition("/")[2]
+            if not local.exists():
+                local.parent.mkdir(parents=True, exist_ok=True)
+                part = local.with_name(f"{local.name}.{os.getpid()}.part")
+                try:
+                    files.get_file(path, str(part))
+                except FileNotFoundError:
+                    return None
+                os.replace(part, local)
     if digest is not None and digest_of(local) != digest:
         raise StorageError(f"{file}: is not what the trial wrote: its SHA-256 differs from the one kept with the trial")
     return local
@@ -150,9 +151,9 @@ def fetch(file: str, digest: str | None = None) -> Path | None:
 
 def trial_numbers(study_folder: str) -> list[int]:
     """Return the numbers of the trials that have a folder in their study's."""
-    files, path = _opened(study_folder)
     try:
-        found = [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
+        with _opened(study_folder) as (files, path):
+            found = [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
     except FileNotFoundError:
         return []
     matches = (re.fullmatch(r"trial-([0-9]{5,})", name) for name in found)
@@ -161,20 +162,31 @@ def trial_numbers(study_folder: str) -> list[int]:
 
 def remove(folder: str) -> None:
     """Remove a folder with all that is in it. What cannot be removed now stays, for the next one who tries."""
-    files, path = _opened(folder)
-    if _is_local(files):
-        shutil.rmtree(path, ignore_errors=True)
-        return
+    with suppress(OSError), _opened(folder) as (files, path):  # not there, or not to be had now: no end of a search
+        if _is_local(files):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            files.rm(path, recursive=True)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """Give the file system of a path or URL, and the path there; whatever the file system raises is an OSError.
+
+    The classes of botocore, aiohttp, gcsfs, azure and others have no base in common but Exception. So a class of a
+    library's own is that library's failure, and a builtin one that is no OSError stays what it is, a fault of the code.
+    """
     try:
-        files.rm(path, recursive=True)
-    except OSError:  # not there, or not to be had now: no reason to end a search
-        return
-
-
-def _opened(url: str) -> tuple[AbstractFileSystem, str]:
-    files, path = url_to_fs(url)
-    files.invalidate_cache()
-    return files, path
+        files, path = url_to_fs(url)
+        files.invalidate_cache()
+        yield files, path
+    except OSError:
+        raise
+    except Exception as error:
+        ours = type(error).__module__ == "builtins" and not isinstance(error, ImportError)  # s3fs not on this node
+        if ours:
+            raise
+        raise OSError(f"{url}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _is_local(files: AbstractFileSystem) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from metasearch.errors import InputError, StorageError
-from metasearch.search import artefacts as module
 from metasearch.search.artefacts import (
     check_writable,
     digest_of,
     fetch,
+    is_there,
     joined,
     location,
     publish,
@@ -116,6 +117,47 @@ def test_a_full_disk_is_waited_for_and_leaves_no_half_file(
     assert set(publish(made, folder)) == {"student.safetensors", "model.onnx"}
 
 
+class PayloadError(Exception):
+    """As `aiohttp.ClientPayloadError` and `botocore.exceptions.BotoCoreError`: no OSError, of a library's own."""
+
+
+def test_what_a_remote_file_system_raises_of_its_own_is_waited_for_as_any_error_of_files(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        attempts.append(1)
+        raise PayloadError("response\nis not completed")
+
+    attempts: list[int] = []
+    folder = "memory://bucket/failing"
+    for method in ("put_file", "pipe_file", "get_file", "ls", "rm", "exists"):
+        monkeypatch.setattr(fsspec.filesystem("memory"), method, failing)
+    with pytest.raises(OSError, match=r"^memory://bucket/failing/model\.onnx: PayloadError: response is not completed$"):
+        publish(made, folder, waits_s=(0.0, 0.0))
+    assert len(attempts) == 3
+    with pytest.raises(StorageError, match=r"must be writable: memory:.*PayloadError"):
+        check_writable(folder)
+    for call in (trial_numbers, is_there, partial(fetch, digest="0" * 64)):
+        with pytest.raises(OSError, match="PayloadError"):
+            call(folder)
+    remove(folder)
+
+
+def test_a_fault_of_the_code_is_none_of_the_files_and_is_not_tried_again(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    def faulty(*_: object) -> None:
+        attempts.append(1)
+        raise TypeError("a fault")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "put_file", faulty)
+    with pytest.raises(TypeError, match="a fault"):
+        publish(made, "memory://bucket/faulty", waits_s=(0.0, 0.0))
+    assert len(attempts) == 1
+
+
 def test_a_folder_is_kept_as_an_absolute_path_and_a_url_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +184,6 @@ def test_a_copy_from_elsewhere_is_made_once(root: str, made: Path, monkeypatch: 
     digests = publish(made, trial_folder(root, 0))
     file = joined(trial_folder(root, 0), "model.onnx")
     first = fetch(file, digests["model.onnx"])
-    opened = module._opened(file)[0]
+    opened, _ = fsspec.core.url_to_fs(file)
     monkeypatch.setattr(type(opened), "get_file", None)
     assert fetch(file, digests["model.onnx"]) == first
