@@ -123,30 +123,50 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(file: str, digest: str | None = None) -> Path | None:
+def fetch(file: str, digest: str) -> Path | None:
     """Return a local file that holds the artefact, a copy in the cache where it lies elsewhere; None if it is gone.
 
-    digest: what was kept with the trial. Raises StorageError if the file has another.
+    digest: its SHA-256, kept with the trial. Raises StorageError if the file has another, or is not to be had now.
     """
-    with _opened(file) as (files, path):
-        if _is_local(files):
-            local = Path(path)
-            if not local.is_file():
-                return None
-        else:
-            key = hashlib.sha256(f"{file} {digest}".encode()).hexdigest()[:32]
-            local = cache_folder() / "artefacts" / key / path.rpartition("/")[2]
-            if not local.exists():
-                local.parent.mkdir(parents=True, exist_ok=True)
-                part = local.with_name(f"{local.name}.{os.getpid()}.part")
-                try:
-                    files.get_file(path, str(part))
-                except FileNotFoundError:
-                    return None
-                os.replace(part, local)
-    if digest is not None and digest_of(local) != digest:
+    try:
+        with _opened(file) as (files, path):
+            if _is_local(files):
+                found, local = _digest_if_there(Path(path)), Path(path)
+            else:
+                local = _place_in_cache(path, digest)
+                found = _digest_if_there(local)
+                if found != digest:
+                    found = _download(files, path, digest)
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror or error}") from error
+    if found not in (digest, None):
         raise StorageError(f"{file}: is not what the trial wrote: its SHA-256 differs from the one kept with the trial")
-    return local
+    return None if found is None else local
+
+
+def _digest_if_there(file: Path) -> str | None:
+    return digest_of(file) if file.is_file() else None
+
+
+def _place_in_cache(path: str, digest: str) -> Path:
+    return cache_folder() / "artefacts" / digest[:32] / path.rpartition("/")[2]
+
+
+def _download(files: AbstractFileSystem, path: str, wanted: str) -> str | None:
+    """Bring a file into the cache if it has the SHA-256 that is wanted; return the one that it has, None if it is gone."""
+    local = _place_in_cache(path, wanted)
+    part = local.with_name(f"{uuid.uuid4().hex}.part")  # nodes may share the cache
+    local.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        files.get_file(path, str(part))
+        found = digest_of(part)
+        if found == wanted:
+            os.replace(part, local)
+    except FileNotFoundError:
+        return None
+    finally:
+        part.unlink(missing_ok=True)
+    return found
 
 
 def trial_numbers(study_folder: str) -> list[int]:

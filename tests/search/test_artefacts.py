@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from metasearch.errors import InputError, StorageError
+from metasearch.records import TrialResult
 from metasearch.search.artefacts import (
     check_writable,
     digest_of,
@@ -22,6 +23,7 @@ from metasearch.search.artefacts import (
     trial_folder,
     trial_numbers,
 )
+from metasearch.search.launch import onnx_file
 
 
 @pytest.fixture
@@ -62,16 +64,16 @@ def test_a_file_that_was_changed_or_is_gone_is_known(root: str, made: Path) -> N
     publish(made, folder)
     with pytest.raises(StorageError, match=r"model\.onnx: is not what the trial wrote"):
         fetch(joined(folder, "model.onnx"), digests["model.onnx"])
-    assert fetch(joined(folder, "lost")) is None
+    assert fetch(joined(folder, "student.safetensors"), digests["student.safetensors"]) is not None
+    assert fetch(joined(folder, "lost"), digests["model.onnx"]) is None
 
 
 def test_a_folder_removed_is_gone_and_removing_it_again_does_no_harm(root: str, made: Path) -> None:
-    for number in (3, 12):
-        publish(made, trial_folder(root, number))
+    digests = [publish(made, trial_folder(root, number)) for number in (3, 12)]
     for _ in range(2):
         remove(trial_folder(root, 3))
     assert trial_numbers(root) == [12]
-    assert fetch(joined(trial_folder(root, 3), "model.onnx")) is None
+    assert fetch(joined(trial_folder(root, 3), "model.onnx"), digests[0]["model.onnx"]) is None
 
 
 def test_a_study_without_artefacts_has_no_trials_there(root: str) -> None:
@@ -132,14 +134,18 @@ def test_what_a_remote_file_system_raises_of_its_own_is_waited_for_as_any_error_
     folder = "memory://bucket/failing"
     for method in ("put_file", "pipe_file", "get_file", "ls", "rm", "exists"):
         monkeypatch.setattr(fsspec.filesystem("memory"), method, failing)
-    with pytest.raises(OSError, match=r"^memory://bucket/failing/model\.onnx: PayloadError: response is not completed$"):
+    with pytest.raises(
+        OSError, match=r"^memory://bucket/failing/model\.onnx: PayloadError: response is not completed$"
+    ):
         publish(made, folder, waits_s=(0.0, 0.0))
     assert len(attempts) == 3
     with pytest.raises(StorageError, match=r"must be writable: memory:.*PayloadError"):
         check_writable(folder)
-    for call in (trial_numbers, is_there, partial(fetch, digest="0" * 64)):
+    for call in (trial_numbers, is_there):
         with pytest.raises(OSError, match="PayloadError"):
             call(folder)
+    with pytest.raises(StorageError, match="PayloadError"):
+        fetch(folder, "0" * 64)
     remove(folder)
 
 
@@ -187,3 +193,40 @@ def test_a_copy_from_elsewhere_is_made_once(root: str, made: Path, monkeypatch: 
     opened, _ = fsspec.core.url_to_fs(file)
     monkeypatch.setattr(type(opened), "get_file", None)
     assert fetch(file, digests["model.onnx"]) == first
+
+
+def test_a_download_that_is_not_what_was_kept_gets_no_place_in_the_cache(
+    made: Path, metasearch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = publish(made, "memory://bucket/broken")["model.onnx"]
+    file = "memory://bucket/broken/model.onnx"
+
+    def cut_off(path: str, local: str) -> None:
+        Path(local).write_bytes(b"gra")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fsspec.filesystem("memory"), "get_file", cut_off)
+        with pytest.raises(StorageError, match=r"model\.onnx: is not what the trial wrote"):
+            fetch(file, digest)
+    assert [path for path in metasearch_home.rglob("*") if path.is_file()] == []
+    copy = fetch(file, digest)
+    assert copy is not None
+    copy.write_bytes(b"gra")  # damaged in the cache
+    assert fetch(file, digest) == copy
+    assert copy.read_bytes() == b"graph"
+
+
+def test_an_onnx_file_that_is_another_trials_is_told_and_not_measured(root: str, made: Path) -> None:
+    lines: list[str] = []
+    result = TrialResult({}, 0, {}, artefacts=publish(made, root))
+    assert onnx_file(root, replace(result, artefacts={}), tell=lines.append) is None
+    own = onnx_file(root, result, tell=lines.append)
+    assert own is not None
+    assert own.read_bytes() == b"graph"
+    other = replace(result, artefacts={"model.onnx": digest_of(made / "student.safetensors")})
+    assert lines == []
+    assert onnx_file(root, other, tell=lines.append) is None
+    assert lines == [
+        f"latency is not measured of {root}/model.onnx: is not what the trial wrote: its SHA-256 differs "
+        "from the one kept with the trial"
+    ]
