@@ -12,15 +12,16 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from metasearch.errors import InputError, StorageError
+from metasearch.errors import InputError, NotFoundError, StorageError
 from metasearch.folders import cache_folder
 
 PUBLISH_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -28,19 +29,48 @@ PUBLISH_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 BLOCK = 1 << 20
 
 
-def location(text: str) -> str:
-    """Return a folder as it is kept with a study: an absolute path, or a URL.
+@dataclass(frozen=True)
+class KeptFile:
+    """A file that a study reads again, on any of its nodes: its path or URL, and the SHA-256 that it has."""
+
+    place: str
+    digest: str
+
+    @classmethod
+    def at(cls, place: str) -> KeptFile:
+        """Return the file that lies at a path or URL now. Raises NotFoundError, and StorageError as `fetch` does."""
+        with _reading(place) as (files, path):
+            digest = _digest_if_there(Path(path)) if _is_local(files) else _download(files, path)
+        if digest is None:
+            raise NotFoundError(f"{place}: no such file")
+        return cls(place, digest)
+
+    @classmethod
+    def of(cls, described: str | Mapping[str, str]) -> KeptFile:
+        """Return the file of a study's description; an older one has its path alone, and means it as it is now."""
+        return cls.at(described) if isinstance(described, str) else cls(**described)
+
+    def fetch(self) -> Path:
+        """Return a local copy, or the file itself. Raises NotFoundError if it is gone, StorageError as `fetch` does."""
+        path = fetch(self.place, self.digest)
+        if path is None:
+            raise NotFoundError(f"{self.place}: no such file")
+        return path
+
+
+def location(text: str, *, flag: str = "--artefacts") -> str:
+    """Return a folder or file as it is kept with a study: an absolute path, or a URL. flag: for the errors.
 
     Raises InputError for a protocol that is unknown or needs another package, and for a secret in the URL.
     """
     if "://" not in text:
         return str(Path(text).expanduser().absolute())
     if urlsplit(text).password:
-        raise InputError("--artefacts", "must hold no secret: give it in the environment or a mounted file")
+        raise InputError(flag, "must hold no secret: give it in the environment or a mounted file")
     try:
         url_to_fs(text)
     except (ValueError, ImportError) as error:
-        raise InputError("--artefacts", f"must be a folder or a URL that fsspec opens: {error}", text) from error
+        raise InputError(flag, f"must be a path or a URL that fsspec opens: {error}", text) from error
     return text.rstrip("/")
 
 
@@ -128,20 +158,19 @@ def fetch(file: str, digest: str) -> Path | None:
 
     digest: its SHA-256, kept with the trial. Raises StorageError if the file has another, or is not to be had now.
     """
-    try:
-        with _opened(file) as (files, path):
-            if _is_local(files):
-                found, local = _digest_if_there(Path(path)), Path(path)
-            else:
-                local = _place_in_cache(path, digest)
-                found = _digest_if_there(local)
-                if found != digest:
-                    found = _download(files, path, digest)
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror or error}") from error
+    with _reading(file) as (files, path):
+        local = Path(path) if _is_local(files) else _place_in_cache(path, digest)
+        found = _digest_if_there(local)
+        if found != digest and not _is_local(files):
+            found = _download(files, path, wanted=digest)
     if found not in (digest, None):
-        raise StorageError(f"{file}: is not what the trial wrote: its SHA-256 differs from the one kept with the trial")
+        raise StorageError(f"{file}: is not what was kept: its SHA-256 differs from the one in the study")
     return None if found is None else local
+
+
+def fetch_all(files: Mapping[str, KeptFile]) -> dict[str, Path]:
+    """Return each file's local copy under its own name. Raises as `KeptFile.fetch` does."""
+    return {name: file.fetch() for name, file in files.items()}
 
 
 def _digest_if_there(file: Path) -> str | None:
@@ -152,15 +181,16 @@ def _place_in_cache(path: str, digest: str) -> Path:
     return cache_folder() / "artefacts" / digest[:32] / path.rpartition("/")[2]
 
 
-def _download(files: AbstractFileSystem, path: str, wanted: str) -> str | None:
-    """Bring a file into the cache if it has the SHA-256 that is wanted; return the one that it has, None if it is gone."""
-    local = _place_in_cache(path, wanted)
-    part = local.with_name(f"{uuid.uuid4().hex}.part")  # nodes may share the cache
-    local.parent.mkdir(parents=True, exist_ok=True)
+def _download(files: AbstractFileSystem, path: str, wanted: str | None = None) -> str | None:
+    """Bring a file into the cache and return its SHA-256, None if it is gone. wanted: any other gets no place there."""
+    part = cache_folder() / "artefacts" / f"{uuid.uuid4().hex}.part"  # no pid: nodes may share the cache
+    part.parent.mkdir(parents=True, exist_ok=True)
     try:
         files.get_file(path, str(part))
         found = digest_of(part)
-        if found == wanted:
+        if wanted in (None, found):
+            local = _place_in_cache(path, found)
+            local.parent.mkdir(exist_ok=True)
             os.replace(part, local)
     except FileNotFoundError:
         return None
@@ -187,6 +217,16 @@ def remove(folder: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             files.rm(path, recursive=True)
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """Do as `_opened`; what cannot be read is a StorageError."""
+    try:
+        with _opened(file) as opened:
+            yield opened
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror or error}") from error
 
 
 @contextmanager

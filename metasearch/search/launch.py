@@ -19,7 +19,7 @@ from metasearch.errors import InputError, MetasearchError, StorageError
 from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.artefacts import check_writable, fetch, joined, trial_folder
+from metasearch.search.artefacts import KeptFile, check_writable, fetch, fetch_all, joined, trial_folder
 from metasearch.search.controls import choose, companion, propose_control
 from metasearch.search.differences import version_differences
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
@@ -32,7 +32,6 @@ from metasearch.search.patience import Patience
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.placement import memory_share
 from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
-from metasearch.search.prepare import possible_with_files
 from metasearch.search.priors import load_warm_start
 from metasearch.search.runner import (
     GPU_HOURS_USED,
@@ -45,6 +44,7 @@ from metasearch.search.runner import (
 )
 from metasearch.search.samplers import make_sampler
 from metasearch.search.space import Space
+from metasearch.search.starts import possible_with_files
 from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherSource, teacher_for
@@ -162,9 +162,13 @@ class _Search:
             raise InputError(
                 f"task {source.text}", "has changed since the study was made", f"digest={task.fingerprint[:12]}"
             )
-        initial = {init: Path(path) for init, path in d.initial.items()}
+        initial = {init: KeptFile.of(described) for init, described in d.initial.items()}
         space, left_out = possible_with_files(
-            d.parsed_space(), task, teacher=TeacherSource.of(d.teacher), initial=initial, joint=d.source is not None
+            d.parsed_space(),
+            task,
+            teacher=TeacherSource.of(d.teacher),
+            initial=fetch_all(initial),
+            joint=d.source is not None,
         )
         teacher = self._teacher(task, space)
         space, more = possible_with_teacher(space, teacher.feature_names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,29 +13,18 @@ from optuna.storages import RDBStorage
 
 from metasearch.errors import InputError
 from metasearch.folders import home_folder
-from metasearch.initial import PRIOR_STUDENT, TEACHER_SLICE, load_source, meta_files
-from metasearch.meta.policy_network import PolicyNetwork, load_policy_network
 from metasearch.models.weights import read_meta
-from metasearch.parameters import POLICY_METHOD
 from metasearch.records import Config
-from metasearch.run import check_alike
-from metasearch.search.artefacts import check_writable, location
+from metasearch.search.artefacts import check_writable, fetch_all, location
 from metasearch.search.differences import differences, study_versions
-from metasearch.search.earlier import Decided, decided_space, student_file
+from metasearch.search.earlier import Decided, decided_space
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
-from metasearch.search.possible import (
-    Narrowed,
-    needs_views,
-    possible_with_initial,
-    possible_with_policy_network,
-    possible_with_source,
-    possible_with_task,
-    possible_with_teacher,
-)
+from metasearch.search.possible import needs_views, possible_with_teacher
 from metasearch.search.priors import WarmStart, choose_priors, prior_names
 from metasearch.search.samplers import SAMPLERS_WITH_PRIORS, check_sampler
 from metasearch.search.space import Space
+from metasearch.search.starts import initial_files, joint_source, possible_with_files
 from metasearch.search.store import (
     DESCRIPTION,
     StudyDescription,
@@ -44,7 +33,7 @@ from metasearch.search.store import (
     storage_errors,
     study_exists,
 )
-from metasearch.tasks import Task, TaskSource, load_task
+from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 
 
@@ -53,8 +42,8 @@ class Options:
     """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them.
 
     warm_start: auto, none, or names of priors (see `priors.py`). init_from: of what `prior_student` starts from, a
-    weights file or the name of a study. meta: files of meta-learned weights. joint: the source task of a joint
-    training. decided: what earlier studies decide in the space.
+    weights file (path or URL) or the name of a study. meta: files of meta-learned weights (paths or URLs). joint: the
+    source task of a joint training. decided: what earlier studies decide in the space.
     """
 
     source: TaskSource
@@ -101,14 +90,14 @@ def prepare_study(
     if options.decided != Decided():
         asked = decided_space(storage, asked, options.decided, tell=tell)
     initial = initial_files(lambda: storage, options.init_from, options.meta)
-    for path in initial.values():
+    files = fetch_all(initial)
+    for init, path in files.items():
         if options.source.text in read_meta(path).get("domains", {}).get("train", ()):
-            tell(
-                f"{path}: has learned from all of {options.source.text}, its test split too: its gain there is no gain"
-            )
+            learned = f"has learned from all of {options.source.text}, its test split too: its gain there is no gain"
+            tell(f"{initial[init].place}: {learned}")
     joint = None if options.joint is None else joint_source(options.joint, task)
     teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
-    space, _ = possible_with_files(asked, task, teacher=teacher, initial=initial, joint=joint is not None)
+    space, _ = possible_with_files(asked, task, teacher=teacher, initial=files, joint=joint is not None)
     space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=needs_views(space)))
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
@@ -138,7 +127,7 @@ def prepare_study(
         trial_timeout_s=options.trial_timeout_s,
         gpu_hours=options.gpu_hours,
         warm_start=warm_start,
-        initial={init: str(path) for init, path in initial.items()},
+        initial={init: asdict(file) for init, file in initial.items()},
         source=None if joint is None else asdict(joint),
     )
     if study_exists(storage, name):
@@ -162,61 +151,6 @@ def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription) ->
             f"choose another; `metasearch resume {name}` goes on with that one"
         )
     raise InputError("--name", rule, name)
-
-
-def initial_files(storage: Callable[[], RDBStorage], init_from: str | None, meta: Sequence[str]) -> dict[str, Path]:
-    """Return the weights files, by the initialisation that starts from them, that `--init-from` and `--meta` name.
-
-    storage: opened only for a study. Raises NotFoundError for one that is not there, InputError for another file.
-    """
-    files = meta_files([Path(text).absolute() for text in meta])
-    return files if init_from is None else files | {PRIOR_STUDENT: student_file(storage, init_from)}
-
-
-def possible_with_files(
-    space: Space, task: Task, *, teacher: TeacherSource, initial: Mapping[str, Path], joint: bool
-) -> Narrowed:
-    """Return the space without what the task rules out, and what there is no network, file or source task for.
-
-    initial: weights and a policy network, as `initial_files` gives them. joint: whether there is a source task. What a
-    teacher does not show is left out by `possible_with_teacher`, when that is known.
-    """
-    lines: list[str] = []
-    steps: tuple[Callable[[Space], Narrowed], ...] = (
-        lambda space: possible_with_task(space, task),
-        lambda space: possible_with_source(space, there=joint),
-        lambda space: possible_with_initial(space, initial_families(teacher, initial, task)),
-        lambda space: possible_with_policy_network(space, policy_network_of(initial)),
-    )
-    for narrow in steps:
-        space, more = narrow(space)
-        lines += more
-    return space, lines
-
-
-def initial_families(teacher: TeacherSource, files: Mapping[str, Path], task: Task) -> dict[str, str]:
-    """Return the family of the network that each initialisation starts from, for those that are to be had.
-
-    files: weights by the initialisation. Raises as `load_source` does.
-    """
-    starts = {init: path for init, path in files.items() if init != POLICY_METHOD}
-    families = {init: load_source(init, path, task).spec.family for init, path in starts.items()}
-    member = teacher.open_member
-    if member is not None and member.spec is not None:
-        families[TEACHER_SLICE] = member.spec.family
-    return families
-
-
-def policy_network_of(files: Mapping[str, Path]) -> PolicyNetwork | None:
-    """Return the policy network among the files that a run is given, if any. Raises as `load_policy_network` does."""
-    return load_policy_network(files[POLICY_METHOD]) if POLICY_METHOD in files else None
-
-
-def joint_source(source: TaskSource, task: Task) -> TaskSource:
-    """Return the source of a joint training, with absolute paths. Raises InputError for inputs of another shape."""
-    absolute = source.absolute()
-    check_alike(load_task(absolute), task)
-    return absolute
 
 
 def _warm_start(

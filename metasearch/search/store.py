@@ -77,8 +77,9 @@ class StudyDescription:
     """What a study searches, and with what; enough to resume it.
 
     task: the fields of a TaskSource. teacher: a SOURCE, or the fields of a TeacherSource. warm_start: the names of the
-    priors that the search starts from. initial: weights files by the `student.init` that starts from them. source: the
-    fields of the TaskSource of a joint training. features: of the task with its teacher, once the driver has that.
+    priors that the search starts from. initial: the fields of a KeptFile (of older studies: a path), by the
+    `student.init` that starts from it. source: the fields of the TaskSource of a joint training. features: of the task
+    with its teacher, once the driver has that.
     """
 
     task: dict[str, Any]
@@ -102,7 +103,7 @@ class StudyDescription:
     gpu_hours: float | None = None
     warm_start: list[str] = field(default_factory=list)
     features: dict[str, float] = field(default_factory=dict)
-    initial: dict[str, str] = field(default_factory=dict)
+    initial: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] | None = None
 
     def parsed_space(self) -> Space:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from metasearch.errors import InputError, StorageError
+from metasearch.errors import InputError, NotFoundError, StorageError
 from metasearch.records import TrialResult
 from metasearch.search.artefacts import (
+    KeptFile,
     check_writable,
     digest_of,
     fetch,
+    fetch_all,
     is_there,
     joined,
     location,
@@ -36,9 +40,8 @@ def made(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder, the same as a URL, and a file system without directories or renaming, as an object store is."""
-    monkeypatch.setenv("METASEARCH_HOME", str(tmp_path / "home"))
     text = {"folder": str(tmp_path / "a"), "file": f"file://{tmp_path / 'a'}", "memory": "memory://bucket/a"}
     fsspec.filesystem("memory").store.clear()
     fsspec.filesystem("memory").pseudo_dirs[:] = [""]
@@ -62,7 +65,7 @@ def test_a_file_that_was_changed_or_is_gone_is_known(root: str, made: Path) -> N
     (made / "model.onnx").write_bytes(b"another")
     (made / "student.safetensors").unlink()
     publish(made, folder)
-    with pytest.raises(StorageError, match=r"model\.onnx: is not what the trial wrote"):
+    with pytest.raises(StorageError, match=r"model\.onnx: is not what was kept"):
         fetch(joined(folder, "model.onnx"), digests["model.onnx"])
     assert fetch(joined(folder, "student.safetensors"), digests["student.safetensors"]) is not None
     assert fetch(joined(folder, "lost"), digests["model.onnx"]) is None
@@ -175,7 +178,7 @@ def test_a_folder_is_kept_as_an_absolute_path_and_a_url_as_it_is(
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("nowhere://x", "must be a folder or a URL that fsspec opens: .*nowhere"),
+        ("nowhere://x", "must be a path or a URL that fsspec opens: .*nowhere"),
         ("s3://key:canary@bucket/a", "must hold no secret"),
     ],
 )
@@ -195,6 +198,25 @@ def test_a_copy_from_elsewhere_is_made_once(root: str, made: Path, monkeypatch: 
     assert fetch(file, digests["model.onnx"]) == first
 
 
+def test_a_file_is_kept_by_its_place_and_by_what_it_is(root: str, made: Path, metasearch_home: Path) -> None:
+    digests = publish(made, root)
+    file = KeptFile.at(joined(root, "model.onnx"))
+    assert file == KeptFile(joined(root, "model.onnx"), digests["model.onnx"])
+    assert KeptFile.of(json.loads(json.dumps(asdict(file)))) == file
+    assert KeptFile.of(file.place) == file  # as studies of before have it
+    shutil.rmtree(metasearch_home / "cache", ignore_errors=True)
+    assert fetch_all({"a": file})["a"].read_bytes() == b"graph"
+    (made / "model.onnx").write_bytes(b"another")
+    publish(made, root)
+    shutil.rmtree(metasearch_home / "cache", ignore_errors=True)
+    with pytest.raises(StorageError, match=r"model\.onnx: is not what was kept"):
+        file.fetch()
+    remove(root)
+    for read in (file.fetch, partial(KeptFile.at, file.place)):
+        with pytest.raises(NotFoundError, match=r"a/model\.onnx: no such file$"):
+            read()
+
+
 def test_a_download_that_is_not_what_was_kept_gets_no_place_in_the_cache(
     made: Path, metasearch_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +228,7 @@ def test_a_download_that_is_not_what_was_kept_gets_no_place_in_the_cache(
 
     with monkeypatch.context() as patched:
         patched.setattr(fsspec.filesystem("memory"), "get_file", cut_off)
-        with pytest.raises(StorageError, match=r"model\.onnx: is not what the trial wrote"):
+        with pytest.raises(StorageError, match=r"model\.onnx: is not what was kept"):
             fetch(file, digest)
     assert [path for path in metasearch_home.rglob("*") if path.is_file()] == []
     copy = fetch(file, digest)
@@ -227,6 +249,6 @@ def test_an_onnx_file_that_is_another_trials_is_told_and_not_measured(root: str,
     assert lines == []
     assert onnx_file(root, other, tell=lines.append) is None
     assert lines == [
-        f"latency is not measured of {root}/model.onnx: is not what the trial wrote: its SHA-256 differs "
-        "from the one kept with the trial"
+        f"latency is not measured of {root}/model.onnx: is not what was kept: its SHA-256 differs from the one in the "
+        "study"
     ]
