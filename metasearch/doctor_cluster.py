@@ -15,7 +15,7 @@ CLOCK_WARNING_S, CLOCK_FAILURE_S = 5.0, 30.0
 TOKEN = "start every node with RAY_AUTH_MODE=token and one token (`ray get-auth-token --generate` makes it)"
 LOOPBACK = ("127.", "localhost", "[::1]")
 REMEDIES = {
-    "data": "put the data at this path on every node, or --data-root names one that all see",
+    "data_root": "put the data at this path on every node, or --data-root names one that all see",
     "artefacts": "--artefacts names a folder that all nodes see, or a URL",
     "storage": "trials need none; before a driver runs there, open the database's port to this node",
 }
@@ -110,7 +110,7 @@ def node_findings(report: NodeReport, here: Mapping[str, str]) -> Iterator[Findi
         yield Finding(what, FAILURE, "; ".join(wrong), "install with one constraints.txt on all nodes, from one commit")
     for name, problem in report.problems.items():
         level = WARNING if name == "storage" else FAILURE  # only a driver opens it
-        yield Finding(what, level, f"{name}: {problem}", REMEDIES[name])
+        yield Finding(what, level, f"{name.replace('_', ' ')}: {problem}", REMEDIES[name])
     off = abs(report.clock_s)
     if off >= CLOCK_WARNING_S:
         level = FAILURE if off >= CLOCK_FAILURE_S else WARNING

@@ -45,11 +45,6 @@ class KeptFile:
             raise NotFoundError(f"{place}: no such file")
         return cls(place, digest)
 
-    @classmethod
-    def of(cls, described: str | Mapping[str, str]) -> KeptFile:
-        """Return the file of a study's description; an older one has its path alone, and means it as it is now."""
-        return cls.at(described) if isinstance(described, str) else cls(**described)
-
     def fetch(self) -> Path:
         """Return a local copy, or the file itself. Raises NotFoundError if it is gone, StorageError as `fetch` does."""
         path = fetch(self.place, self.digest)
@@ -166,6 +161,11 @@ def fetch(file: str, digest: str) -> Path | None:
     if found not in (digest, None):
         raise StorageError(f"{file}: is not what was kept: its SHA-256 differs from the one in the study")
     return None if found is None else local
+
+
+def kept_files(described: Mapping[str, str | Mapping[str, str]]) -> dict[str, KeptFile]:
+    """Return the files of a study's description; an older one has paths alone, and means the files as they are now."""
+    return {name: KeptFile.at(file) if isinstance(file, str) else KeptFile(**file) for name, file in described.items()}
 
 
 def fetch_all(files: Mapping[str, KeptFile]) -> dict[str, Path]:

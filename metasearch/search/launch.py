@@ -19,7 +19,7 @@ from metasearch.errors import InputError, MetasearchError, StorageError
 from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.artefacts import KeptFile, check_writable, fetch, fetch_all, joined, trial_folder
+from metasearch.search.artefacts import check_writable, fetch, fetch_all, joined, kept_files, trial_folder
 from metasearch.search.controls import choose, companion, propose_control
 from metasearch.search.differences import version_differences
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
@@ -128,7 +128,12 @@ def _cluster_checked(
         yield
         return
     with ray_running(resources):
-        reach = Reach(task=TaskSource(**description.task), artefacts=description.artefacts)
+        reach = Reach(
+            task=TaskSource(**description.task),
+            source=None if description.source is None else TaskSource(**description.source),
+            initial=kept_files(description.initial),
+            artefacts=description.artefacts,
+        )
         check_nodes(reach, cpus=resources.threads, gpus=resources.gpus, tell=tell)
         yield
 
@@ -162,7 +167,7 @@ class _Search:
             raise InputError(
                 f"task {source.text}", "has changed since the study was made", f"digest={task.fingerprint[:12]}"
             )
-        initial = {init: KeptFile.of(described) for init, described in d.initial.items()}
+        initial = kept_files(d.initial)
         space, left_out = possible_with_files(
             d.parsed_space(),
             task,

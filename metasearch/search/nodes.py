@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from metasearch.errors import MetasearchError
-from metasearch.search.artefacts import is_there, joined, probed
+from metasearch.search.artefacts import KeptFile, fetch_all, is_there, joined, probed
 from metasearch.search.placement import memory_line, slots
 from metasearch.tasks import TaskSource
 
@@ -35,8 +35,8 @@ PACKAGES = ("metasearch", "ray", "torch", "optuna")
 class NodeReport:
     """What was found on a node.
 
-    node: its address. problems: by "data", "artefacts" and "storage", of what it does not reach. devices: name and
-    bytes of each GPU. token: whether its Ray asks for one. clock_s: by how much its clock is ahead of the driver's, at
+    node: its address. problems: by the names of a Reach's fields, of what it does not reach. devices: name and bytes of
+    each GPU. token: whether its Ray asks for one. clock_s: by how much its clock is ahead of the driver's, at
     least. silent: why it has not answered, "" if it has.
     """
 
@@ -51,9 +51,15 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Reach:
-    """What a node is to reach. artefacts: a folder, or a URL. storage: host and port of a database server."""
+    """What a node is to reach; a problem has the name of the field that it is about.
+
+    source: the task of a joint training. initial: what students start from. artefacts: a folder, or a URL. storage:
+    host and port of a database server.
+    """
 
     task: TaskSource | None = None
+    source: TaskSource | None = None
+    initial: Mapping[str, KeptFile] = field(default_factory=dict)
     data_root: str | None = None
     artefacts: str | None = None
     storage: tuple[str, int] | None = None
@@ -103,13 +109,19 @@ def check_versions(expected: Mapping[str, str]) -> None:
 def examine(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a NodeReport says of the machine that this runs on, as plain values; the problems alone raise not.
 
-    wanted: the fields of a Reach, the task as plain values, and `probe`, a file that the driver has put there.
+    wanted: the fields of a Reach as plain values, and `probe`, a file that the driver has put there. A driver of
+    another version may ask for less: that it is of another one is what it is to hear.
     """
-    checks: dict[str, Callable[[], None]] = {}
+    wanted = {**asdict(Reach()), **wanted}
+    checks: dict[str, Callable[[], object]] = {}
     if wanted["task"] is not None:
-        checks["data"] = lambda: locate_data(TaskSource(**wanted["task"]))
+        checks["task"] = lambda: locate_data(TaskSource(**wanted["task"]))
+    if wanted["source"] is not None:
+        checks["source"] = lambda: locate_data(TaskSource(**wanted["source"]))
+    if wanted["initial"]:
+        checks["initial"] = lambda: fetch_all({init: KeptFile(**file) for init, file in wanted["initial"].items()})
     if wanted["data_root"] is not None:
-        checks["data"] = lambda: os.scandir(wanted["data_root"]).close()
+        checks["data_root"] = lambda: os.scandir(wanted["data_root"]).close()
     if wanted["artefacts"] is not None:
         checks["artefacts"] = lambda: write_beside(wanted["artefacts"], wanted["probe"])
     if wanted["storage"] is not None:

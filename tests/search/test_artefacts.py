@@ -21,6 +21,7 @@ from metasearch.search.artefacts import (
     fetch_all,
     is_there,
     joined,
+    kept_files,
     location,
     publish,
     remove,
@@ -202,8 +203,8 @@ def test_a_file_is_kept_by_its_place_and_by_what_it_is(root: str, made: Path, me
     digests = publish(made, root)
     file = KeptFile.at(joined(root, "model.onnx"))
     assert file == KeptFile(joined(root, "model.onnx"), digests["model.onnx"])
-    assert KeptFile.of(json.loads(json.dumps(asdict(file)))) == file
-    assert KeptFile.of(file.place) == file  # as studies of before have it
+    described = {"new": asdict(file), "old": file.place}
+    assert kept_files(json.loads(json.dumps(described))) == {"new": file, "old": file}
     shutil.rmtree(metasearch_home / "cache", ignore_errors=True)
     assert fetch_all({"a": file})["a"].read_bytes() == b"graph"
     (made / "model.onnx").write_bytes(b"another")

@@ -20,7 +20,7 @@ from metasearch.records import TrialResult
 from metasearch.report.database import open_database
 from metasearch.report.finals import controls_frame
 from metasearch.report.queries import best
-from metasearch.search.artefacts import KeptFile, digest_of, publish
+from metasearch.search.artefacts import KeptFile, digest_of, kept_files, publish
 from metasearch.search.controls import START_SEEDS
 from metasearch.search.earlier import STUDENT_FILE
 from metasearch.search.launch import Watcher, run_study
@@ -107,7 +107,7 @@ def test_a_start_that_lies_at_a_url_is_fetched_by_its_digest_wherever_it_is_read
         description, _ = prepare_study(storage, options(tmp_path, init_from=text), create=False)
         assert description.initial == {"prior_student": kept}
     monkeypatch.setenv("METASEARCH_HOME", str(tmp_path / "another node"))
-    files = {init: KeptFile.of(described) for init, described in description.initial.items()}
+    files = kept_files(description.initial)
     sent = PipelineWorker.of(
         SOURCE, Teacher("none", seed=0, logits={}, metrics={}), device="cpu", threads=1, initial=files
     )
