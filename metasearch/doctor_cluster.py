@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from metasearch.errors import MetasearchError
 from metasearch.findings import FAILURE, OK, WARNING, Finding
-from metasearch.search.nodes import NodeReport, Reach, look_around, unlike, versions_here
+from metasearch.search.nodes import NodeReport, Reach, look_around
+from metasearch.search.versions import unlike, versions_here
 
 CLOCK_WARNING_S, CLOCK_FAILURE_S = 5.0, 30.0
 """A driver that has not renewed its lease for 60 s counts as dead, by the clock of whoever looks."""

@@ -1,40 +1,14 @@
-"""What differs between two studies' descriptions, and between the versions of a study and those that run now."""
+"""What differs between the descriptions of two studies."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from metasearch.search.store import StudyDescription
 
 COMPARED = ("task", "fingerprint", "objectives", "constraints", "seed", "sampler", "teacher", "source")
 """Fields of a description that make a study another one; of a fingerprint the start is shown."""
-PACKAGES = ("metasearch", "torch", "optuna", "ray")
-
-
-def study_versions() -> dict[str, str]:
-    """Return the versions that a study made now is described by."""
-    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-
-
-def version_differences(made_by: Mapping[str, str]) -> list[str]:
-    """Return a text for each version that would change what a trial computes: "torch 2.14.1, here 2.15.0".
-
-    Those of Optuna and Ray, and the last number of Python's, change none.
-    """
-    here = study_versions()
-    names = [name for name in ("metasearch", "torch", "python") if name in made_by]
-
-    def short(name: str, text: str) -> str:
-        return text.rpartition(".")[0] if name == "python" else text.partition("+")[0]
-
-    return [
-        f"{name} {made_by[name]}, here {here[name]}"
-        for name in names
-        if short(name, made_by[name]) != short(name, here[name])
-    ]
 
 
 def differences(old: StudyDescription, new: StudyDescription) -> list[str]:

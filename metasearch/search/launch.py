@@ -21,12 +21,11 @@ from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import check_writable, fetch, fetch_all, joined, kept_files, trial_folder
 from metasearch.search.controls import choose, companion, propose_control
-from metasearch.search.differences import version_differences
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.garbage import claim
 from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.nodes import Reach, check_nodes, versions_here
+from metasearch.search.nodes import Reach, check_nodes
 from metasearch.search.objectives import Constraint
 from metasearch.search.patience import Patience
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
@@ -46,6 +45,7 @@ from metasearch.search.samplers import make_sampler
 from metasearch.search.space import Space
 from metasearch.search.starts import possible_with_files
 from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
+from metasearch.search.versions import version_differences, versions_here
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherSource, teacher_for
 

@@ -6,29 +6,23 @@ do not see the artefact folder would lose weights. Both are refused with a line 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import os
-import platform
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from metasearch.errors import MetasearchError
 from metasearch.search.artefacts import KeptFile, fetch_all, is_there, joined, probed
 from metasearch.search.placement import memory_line, slots
+from metasearch.search.versions import unlike, versions_here
 from metasearch.tasks import TaskSource
 
 WAIT_S = 60.0
 """A node that has not answered by then is said to be silent; its first worker process starts within seconds."""
-PACKAGES = ("metasearch", "ray", "torch", "optuna")
 
 
 @dataclass(frozen=True)
@@ -63,47 +57,6 @@ class Reach:
     data_root: str | None = None
     artefacts: str | None = None
     storage: tuple[str, int] | None = None
-
-
-def versions_here() -> dict[str, str]:
-    """Return what must be alike on all nodes, as it is in this process: versions, and a hash of the package's files."""
-    here = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself asks for no more
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            here[name] = metadata.version(name).partition("+")[0]  # the build, such as +cpu, may differ
-    return here | {"package": package_digest()}
-
-
-@cache
-def package_digest() -> str:
-    """Return a hash of the files of this package, 12 hexadecimal digits."""
-    spec = importlib.util.find_spec("metasearch")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def unlike(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """Return what differs, a text each: the name, what a node has, and what the driver has."""
-    names = [name for name in here if there.get(name) != here[name]]
-    if "metasearch" in names and "package" in names:
-        names.remove("package")  # of another version anyway
-    label = {"package": "metasearch's files"}
-    return [f"{label.get(name, name)} {there.get(name, 'not there')}, the driver's {here[name]}" for name in names]
-
-
-def check_versions(expected: Mapping[str, str]) -> None:
-    """Raise MetasearchError unless this process has what the driver has: a node that joined later is told here.
-
-    expected: empty where there is nothing to compare, on the driver's own machine.
-    """
-    if expected and (wrong := unlike(versions_here(), expected)):
-        raise MetasearchError(f"node {socket.gethostname()}: {'; '.join(wrong)}; install the driver's versions there")
 
 
 def examine(wanted: Mapping[str, Any]) -> dict[str, Any]:

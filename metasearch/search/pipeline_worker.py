@@ -14,7 +14,7 @@ import torch
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import KeptFile, fetch_all, publish
-from metasearch.search.nodes import check_versions
+from metasearch.search.versions import check_versions
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher

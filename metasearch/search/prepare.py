@@ -16,7 +16,7 @@ from metasearch.folders import home_folder
 from metasearch.models.weights import read_meta
 from metasearch.records import Config
 from metasearch.search.artefacts import check_writable, fetch_all, location
-from metasearch.search.differences import differences, study_versions
+from metasearch.search.differences import differences
 from metasearch.search.earlier import Decided, decided_space
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
@@ -33,6 +33,7 @@ from metasearch.search.store import (
     storage_errors,
     study_exists,
 )
+from metasearch.search.versions import installed_versions
 from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 
@@ -120,7 +121,7 @@ def prepare_study(
         device=resolve_device(options.device),
         artefacts=artefacts,
         early_stopping=options.early_stopping,
-        versions=study_versions(),
+        versions=installed_versions(),
         commit=_commit(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         timeout_s=options.timeout_s,

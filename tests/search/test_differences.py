@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from metasearch.errors import InputError
-from metasearch.search import differences as module
-from metasearch.search.differences import differences, study_versions, version_differences
+from metasearch.search.differences import differences
 from metasearch.search.launch import run_study
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
@@ -41,16 +40,6 @@ def test_a_launch_by_the_name_of_another_study_is_refused_with_what_differs(tmp_
         prepare_study(storage, options)
     with pytest.raises(InputError, match=r"searches something else \(seed 0, now 5; sampler random, now tpe\)"):
         prepare_study(storage, replace(options, seed=5, sampler="tpe"))
-
-
-def test_versions_that_change_what_a_trial_computes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = study_versions()
-    assert version_differences(here) == []
-    assert version_differences(here | {"optuna": "4.0", "ray": "2.52.0"}) == []
-    assert version_differences(here | {"torch": "2.11.0"}) == [f"torch 2.11.0, here {here['torch']}"]
-    monkeypatch.setattr(module, "study_versions", lambda: here | {"torch": "2.11.0+cpu", "python": "3.11.9"})
-    assert version_differences({"torch": "2.11.0+cu130", "python": "3.11.2"}) == []
-    assert version_differences({"python": "3.12.9"}) == ["python 3.12.9, here 3.11.9"]
 
 
 def test_a_study_of_another_torch_is_not_resumed_unasked(tmp_path: Path) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import metasearch
 from metasearch.errors import MetasearchError
-from metasearch.search import launch, nodes
+from metasearch.search import launch
 from metasearch.search.artefacts import KeptFile, probed
 from metasearch.search.connect import check_reachable
-from metasearch.search.nodes import NodeReport, Reach, check_versions, examine, refusals, unlike, versions_here
+from metasearch.search.nodes import NodeReport, Reach, examine, refusals
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.runner import Resources
+from metasearch.search.versions import check_versions, versions_here
 from metasearch.search.worker import TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource
 from metasearch.teachers import Teacher
@@ -29,36 +25,6 @@ from tests.fakes import describe
 
 NO_TEACHER = Teacher("none", seed=0, logits={}, metrics={})
 HERE = {"python": "3.11", "metasearch": "0.1.0", "torch": "2.15.0", "package": "aaaa"}
-
-
-def test_versions_name_what_must_be_alike_on_all_nodes() -> None:
-    here = versions_here()
-    assert set(here) == {"python", "metasearch", "ray", "torch", "optuna", "package"}
-    assert "+" not in here["torch"]
-    assert here == versions_here()
-
-
-def test_the_package_hash_changes_with_a_file_and_not_with_its_place(tmp_path: Path) -> None:
-    copy = tmp_path / "metasearch"
-    shutil.copytree(Path(metasearch.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-
-    def digest() -> str:
-        program = "from metasearch.search.nodes import package_digest; print(package_digest())"
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.check_output([sys.executable, "-c", program], env=environment, cwd=tmp_path, text=True)
-
-    assert digest().strip() == nodes.package_digest()
-    (copy / "errors.py").open("a").write("\n")
-    assert digest().strip() != nodes.package_digest()
-
-
-def test_a_difference_names_what_is_there_and_what_the_driver_has() -> None:
-    assert unlike(HERE, HERE) == []
-    assert unlike({**HERE, "torch": "2.11.0"}, HERE) == ["torch 2.11.0, the driver's 2.15.0"]
-    assert unlike({**HERE, "package": "bbbb"}, HERE) == ["metasearch's files bbbb, the driver's aaaa"]
-    older = {**HERE, "metasearch": "0.0.9", "package": "bbbb"}
-    assert unlike(older, HERE) == ["metasearch 0.0.9, the driver's 0.1.0"]
-    assert unlike({}, {"optuna": "5"}) == ["optuna not there, the driver's 5"]
 
 
 def test_a_node_that_is_silent_differs_or_does_not_reach_something_is_refused_by_name() -> None:
