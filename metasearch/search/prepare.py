@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from metasearch.folders import home_folder
 from metasearch.models.weights import read_meta
 from metasearch.records import Config
 from metasearch.search.artefacts import check_writable, fetch_all, location
-from metasearch.search.differences import differences
+from metasearch.search.differences import differences, queue_differences, queued_first
 from metasearch.search.earlier import Decided, decided_space
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
@@ -30,6 +30,7 @@ from metasearch.search.store import (
     StudyDescription,
     create_study,
     load_study,
+    name_taken,
     storage_errors,
     study_exists,
 )
@@ -128,11 +129,12 @@ def prepare_study(
         trial_timeout_s=options.trial_timeout_s,
         gpu_hours=options.gpu_hours,
         warm_start=warm_start,
+        warm_start_asked=options.warm_start,
         initial={init: asdict(file) for init, file in initial.items()},
         source=None if joint is None else asdict(joint),
     )
     if study_exists(storage, name):
-        _refuse_existing(storage, name, description)
+        _refuse_existing(storage, name, description, options.enqueue)
     if create:
         with storage_errors(str(storage.url)):
             study = create_study(storage, name, description)
@@ -141,17 +143,13 @@ def prepare_study(
     return description, name
 
 
-def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription) -> None:
+def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription, enqueue: Sequence[Config]) -> None:
     """Raise InputError for a study that exists, with what it searches otherwise than what is asked."""
-    attributes = load_study(storage, name).user_attrs
-    different = differences(StudyDescription(**attributes[DESCRIPTION]), asked) if DESCRIPTION in attributes else []
-    rule = f"a study of this name exists: `metasearch resume {name}`, or choose another"
-    if different:
-        rule = (
-            f"a study of this name exists, and searches something else ({'; '.join(different)}): "
-            f"choose another; `metasearch resume {name}` goes on with that one"
-        )
-    raise InputError("--name", rule, name)
+    study = load_study(storage, name)
+    if DESCRIPTION not in study.user_attrs:
+        raise name_taken(name)
+    old = StudyDescription(**study.user_attrs[DESCRIPTION])
+    raise name_taken(name, [*differences(old, asked), *queue_differences(queued_first(study), enqueue)])
 
 
 def _warm_start(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metasearch.errors import InputError
+from metasearch.records import Config
 from metasearch.search.differences import differences
 from metasearch.search.launch import run_study
 from metasearch.search.prepare import Options, prepare_study
@@ -40,6 +42,39 @@ def test_a_launch_by_the_name_of_another_study_is_refused_with_what_differs(tmp_
         prepare_study(storage, options)
     with pytest.raises(InputError, match=r"searches something else \(seed 0, now 5; sampler random, now tpe\)"):
         prepare_study(storage, replace(options, seed=5, sampler="tpe"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"initial": {"maml": {"place": "/copy", "digest": "1" * 64}}}, []),
+        ({"initial": {"maml": {"place": "/a", "digest": "2" * 64}}}, ["initial.maml 111111111111, now 222222222222"]),
+        ({"initial": {}}, ["initial.maml 111111111111, now none"]),
+        ({"early_stopping": True}, ["early_stopping False, now True"]),
+        ({"warm_start_asked": "none"}, ["warm_start auto, now none"]),
+        ({"warm_start": ["a study made since"]}, []),
+    ],
+)
+def test_another_start_or_early_stopping_make_another_study(
+    changes: dict[str, Any], difference: list[str], tmp_path: Path
+) -> None:
+    old = describe(tmp_path, initial={"maml": {"place": "/a", "digest": "1" * 64}})
+    assert differences(old, replace(old, **changes)) == difference
+
+
+@pytest.mark.usefixtures("nothing_built_in")
+def test_a_launch_that_would_run_other_configurations_first_is_told_so(tmp_path: Path) -> None:
+    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    queue: tuple[Config, ...] = ({"student.width": 8}, {"student.width": 9})
+    options = Options(TaskSource("digits"), load_space("quick"), 4, "s", artefacts=str(tmp_path / "a"), enqueue=queue)
+    prepare_study(storage, options)
+    for other, difference in (
+        (queue, "exists: `metasearch resume s`"),
+        (queue[:1], r"something else \(enqueue of 2 configurations, now of 1\)"),
+        ((queue[0], {"student.width": 5}), r"something else \(enqueue\[1\]\.student\.width 9, now 5\)"),
+    ):
+        with pytest.raises(InputError, match=difference):
+            prepare_study(storage, replace(options, enqueue=other))
 
 
 def test_a_study_of_another_torch_is_not_resumed_unasked(tmp_path: Path) -> None:
