@@ -31,12 +31,12 @@ def cluster_findings(
     """
     import ray
 
-    from metasearch.folders import home_folder
+    from metasearch.folders import artefact_folder
     from metasearch.search.runner import Resources, ray_running
 
     try:
         place = storage_place(storage)
-        reach = Reach(data_root=data_root, artefacts=artefacts or str(home_folder() / "artefacts"), storage=place)
+        reach = Reach(data_root=data_root, artefacts=artefacts or str(artefact_folder()), storage=place)
         with ray_running(Resources(address=address)):
             nodes, reports = ray.nodes(), look_around(reach)
             dashboard = ray._private.worker.get_dashboard_url()

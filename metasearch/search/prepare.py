@@ -12,7 +12,7 @@ import torch
 from optuna.storages import RDBStorage
 
 from metasearch.errors import InputError
-from metasearch.folders import home_folder
+from metasearch.folders import artefact_folder
 from metasearch.models.weights import read_meta
 from metasearch.records import Config
 from metasearch.search.artefacts import check_writable, fetch_all, location
@@ -104,7 +104,7 @@ def prepare_study(
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
-    artefacts = location(options.artefacts or str(home_folder() / "artefacts"))
+    artefacts = location(options.artefacts or str(artefact_folder()))
     check_writable(artefacts)
     warm_start = _warm_start(storage, options, space, objectives, tell)
     name = options.name or _free_name(storage, f"{task.name}-{asked.name}")
