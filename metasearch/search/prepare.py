@@ -15,7 +15,7 @@ from metasearch.errors import InputError
 from metasearch.folders import artefact_folder
 from metasearch.models.weights import read_meta
 from metasearch.records import Config
-from metasearch.search.artefacts import check_writable, fetch_all, location
+from metasearch.search.artefacts import KeptFile, check_writable, fetch_all, location
 from metasearch.search.differences import differences, queue_differences, queued_first
 from metasearch.search.earlier import Decided, decided_space
 from metasearch.search.ledger import check_distinct
@@ -35,7 +35,7 @@ from metasearch.search.store import (
     study_exists,
 )
 from metasearch.search.versions import installed_versions
-from metasearch.tasks import TaskSource, load_task
+from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 
 
@@ -71,6 +71,17 @@ class Options:
     decided: Decided = field(default_factory=Decided)
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What the trials of a study read, found and checked. initial: by the initialisation that starts from the file."""
+
+    source: TaskSource
+    task: Task
+    teacher: TeacherSource
+    initial: dict[str, KeptFile]
+    joint: TaskSource | None
+
+
 def prepare_study(
     storage: RDBStorage, options: Options, *, create: bool = True, tell: Callable[[str], None] = lambda line: None
 ) -> tuple[StudyDescription, str]:
@@ -81,36 +92,88 @@ def prepare_study(
     check_sampler(options.sampler)
     if options.trials < 1:
         raise InputError("--trials", "must be at least 1", options.trials)
-    objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
-    parse_objectives(objectives, place="--objective")
-    constraints = [*map(str, options.space.constraints), *options.constraints]
-    for text in constraints:
-        Constraint.parse(text, place="--constraint")
-    source = options.source.absolute()
-    task = load_task(source)
+    objectives, constraints = _goals(options)
     asked = options.space
     if options.decided != Decided():
         asked = decided_space(storage, asked, options.decided, tell=tell)
-    initial = initial_files(lambda: storage, options.init_from, options.meta)
-    files = fetch_all(initial)
-    for init, path in files.items():
-        if options.source.text in read_meta(path).get("domains", {}).get("train", ()):
-            learned = f"has learned from all of {options.source.text}, its test split too: its gain there is no gain"
-            tell(f"{initial[init].place}: {learned}")
-    joint = None if options.joint is None else joint_source(options.joint, task)
-    teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
-    space, _ = possible_with_files(asked, task, teacher=teacher, initial=files, joint=joint is not None)
-    space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=needs_views(space)))
+    inputs = _inputs(storage, options, tell)
+    space = _possible(asked, inputs)
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
     artefacts = location(options.artefacts or str(artefact_folder()))
     check_writable(artefacts)
     warm_start = _warm_start(storage, options, space, objectives, tell)
-    name = options.name or _free_name(storage, f"{task.name}-{asked.name}")
-    description = StudyDescription(
-        task=asdict(source),
-        fingerprint=task.fingerprint,
+    description = _description(
+        options,
+        inputs,
+        asked,
+        objectives=objectives,
+        constraints=constraints,
+        artefacts=artefacts,
+        warm_start=warm_start,
+    )
+    name = options.name or _free_name(storage, f"{inputs.task.name}-{asked.name}")
+    if study_exists(storage, name):
+        _refuse_existing(storage, name, description, options.enqueue)
+    if create:
+        with storage_errors(str(storage.url)):
+            study = create_study(storage, name, description)
+            for config in options.enqueue:
+                study.enqueue_trial(config)
+    return description, name
+
+
+def _goals(options: Options) -> tuple[list[str], list[str]]:
+    """Return objectives and constraints. Raises InputError for one that means nothing."""
+    objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
+    parse_objectives(objectives, place="--objective")
+    constraints = [*map(str, options.space.constraints), *options.constraints]
+    for text in constraints:
+        Constraint.parse(text, place="--constraint")
+    return objectives, constraints
+
+
+def _inputs(storage: RDBStorage, options: Options, tell: Callable[[str], None]) -> _Inputs:
+    """Return what the trials read; tell of a start that has seen the task's test split."""
+    source = options.source.absolute()
+    task = load_task(source)
+    initial = initial_files(lambda: storage, options.init_from, options.meta)
+    for init, path in fetch_all(initial).items():
+        if options.source.text in read_meta(path).get("domains", {}).get("train", ()):
+            learned = f"has learned from all of {options.source.text}, its test split too: its gain there is no gain"
+            tell(f"{initial[init].place}: {learned}")
+    joint = None if options.joint is None else joint_source(options.joint, task)
+    return _Inputs(source, task, TeacherSource.of(options.teacher or default_teacher(task)).absolute(), initial, joint)
+
+
+def _possible(asked: Space, inputs: _Inputs) -> Space:
+    """Return what of the space the inputs leave possible; the driver tells what that leaves out."""
+    space, _ = possible_with_files(
+        asked,
+        inputs.task,
+        teacher=inputs.teacher,
+        initial=fetch_all(inputs.initial),
+        joint=inputs.joint is not None,
+    )
+    shown = check_teacher(inputs.teacher, inputs.task, views=needs_views(space))
+    return possible_with_teacher(space, shown)[0]
+
+
+def _description(
+    options: Options,
+    inputs: _Inputs,
+    asked: Space,
+    *,
+    objectives: list[str],
+    constraints: list[str],
+    artefacts: str,
+    warm_start: list[str],
+) -> StudyDescription:
+    """Return the description of a study that was made here and now."""
+    return StudyDescription(
+        task=asdict(inputs.source),
+        fingerprint=inputs.task.fingerprint,
         space=asked.text,
         space_digest=asked.digest,
         objectives=objectives,
@@ -118,7 +181,7 @@ def prepare_study(
         trials=options.trials,
         seed=options.seed,
         sampler=options.sampler,
-        teacher=teacher.plain(),
+        teacher=inputs.teacher.plain(),
         device=resolve_device(options.device),
         artefacts=artefacts,
         early_stopping=options.early_stopping,
@@ -130,17 +193,9 @@ def prepare_study(
         gpu_hours=options.gpu_hours,
         warm_start=warm_start,
         warm_start_asked=options.warm_start,
-        initial={init: asdict(file) for init, file in initial.items()},
-        source=None if joint is None else asdict(joint),
+        initial={init: asdict(file) for init, file in inputs.initial.items()},
+        source=None if inputs.joint is None else asdict(inputs.joint),
     )
-    if study_exists(storage, name):
-        _refuse_existing(storage, name, description, options.enqueue)
-    if create:
-        with storage_errors(str(storage.url)):
-            study = create_study(storage, name, description)
-            for config in options.enqueue:
-                study.enqueue_trial(config)
-    return description, name
 
 
 def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription, enqueue: Sequence[Config]) -> None:
