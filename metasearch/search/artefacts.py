@@ -6,6 +6,7 @@ with the trial that made them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -212,7 +213,7 @@ def trial_numbers(study_folder: str) -> list[int]:
 
 def remove(folder: str) -> None:
     """Remove a folder with all that is in it. What cannot be removed now stays, for the next one who tries."""
-    with suppress(OSError), _opened(folder) as (files, path):  # not there, or not to be had now: no end of a search
+    with suppress(OSError), _opened(folder) as (files, path):  # not there, or away now: no reason to end a search
         if _is_local(files):
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -243,10 +244,9 @@ def _opened(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
     except OSError:
         raise
     except Exception as error:
-        ours = type(error).__module__ == "builtins" and not isinstance(error, ImportError)  # s3fs not on this node
-        if ours:
+        if type(error).__module__ == "builtins" and not isinstance(error, ImportError):  # s3fs is not on this node
             raise
-        raise OSError(f"{url}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise OSError(errno.EIO, f"{type(error).__name__}: {' '.join(str(error).split())}", url) from error
 
 
 def _is_local(files: AbstractFileSystem) -> bool:

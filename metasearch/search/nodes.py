@@ -30,8 +30,8 @@ class NodeReport:
     """What was found on a node.
 
     node: its address. problems: by the names of a Reach's fields, of what it does not reach. devices: name and bytes of
-    each GPU. token: whether its Ray asks for one. clock_s: by how much its clock is ahead of the driver's, at
-    least. silent: why it has not answered, "" if it has.
+    each GPU. token: whether its Ray asks for one. clock_s: by how much its clock is ahead of the driver's, at least.
+    silent: why it has not answered, "" if it has.
     """
 
     node: str
