@@ -221,7 +221,8 @@ def run(
     Configuration.of(configurations[0], config)
     source = task.source(seed)
     from metasearch import run_configuration
-    from metasearch.search.prepare import initial_files
+    from metasearch.search.artefacts import fetch_all
+    from metasearch.search.starts import initial_files
 
     console = _console()
     result = run_configuration(
@@ -231,7 +232,7 @@ def run(
         device=device,
         seed=seed,
         save_to=to,
-        initial=initial_files(lambda: _store(storage), start.init_from, start.meta or ()),
+        initial=fetch_all(initial_files(lambda: _store(storage), start.init_from, start.meta or ())),
         joint=start.joint(source),
         report=lambda e: console.print(
             f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"

@@ -105,7 +105,7 @@ InitFrom = Annotated[
     str | None,
     typer.Option(
         "--init-from",
-        metavar="STUDY|FILE",
+        metavar="STUDY|FILE|URL",
         help="What student.init=prior_student starts from: the best student of a study, or a weights file.",
         autocompletion=complete_study,
     ),
@@ -113,7 +113,9 @@ InitFrom = Annotated[
 MetaFiles = Annotated[
     list[str] | None,
     typer.Option(
-        "--meta", metavar="FILE", help="What `metasearch meta-train` made, for student.init or kind network; repeat."
+        "--meta",
+        metavar="FILE|URL",
+        help="What `metasearch meta-train` made, for student.init or kind network; repeat.",
     ),
 ]
 MetaFamily = Annotated[

@@ -98,7 +98,11 @@ def packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
         if flag in CARRIED and path.is_file():
             value = f"{flag.strip('-')}-{path.name}"
             files[value] = _content(path, flag)
-        elif not path.is_absolute() and (path.exists() or (flag in PATHS and value not in NO_PATHS)):
+        elif (
+            "://" not in value
+            and not path.is_absolute()
+            and (path.exists() or (flag in PATHS and value not in NO_PATHS))
+        ):
             raise InputError(flag, "must be an absolute path with --submit, which the head and all nodes see", value)
         given.append(f"{flag}={value}")
     return given, files

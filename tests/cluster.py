@@ -21,10 +21,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.repository import REPOSITORY
+
 START_TIMEOUT_S = 120.0
 STARTED = "Ray runtime started."
 OBJECT_STORE_BYTES = 100_000_000
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def has_job_server() -> bool:

@@ -114,6 +114,7 @@ def test_a_relative_path_that_only_this_machine_could_find_is_refused(
 
 def test_what_is_no_relative_path_goes_as_it_is() -> None:
     arguments = ["--teacher=resnet18", "--teacher-weights=own", "--data-root=/data", "--init-from=digits-quick-1", "-h"]
+    arguments += ["--meta=s3://bucket/m.safetensors"]
     assert packed(arguments) == (arguments, {})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -23,7 +23,10 @@ STAGE_COLUMNS = ("val_accuracy", "parameters", "macs", "model_bytes")
 
 @dataclass(frozen=True)
 class Winner:
-    """number: of the trial. student: in a few words. yaml: its configuration as the readers of files take it."""
+    """number: of the trial. student: in a few words. yaml: its configuration as the readers of files take it.
+
+    artefacts: SHA-256 of its files, by name.
+    """
 
     number: int
     student: str
@@ -32,6 +35,7 @@ class Winner:
     curve: Figure | None
     stages: TextTable | None
     controls: TextTable | None
+    artefacts: Mapping[str, str] = field(default_factory=dict)
 
 
 def winner(database: Database, facts: Facts) -> Winner | None:
@@ -52,6 +56,7 @@ def winner(database: Database, facts: Facts) -> Winner | None:
         curve=curve_figure(facts, result) if result and result.curve else None,
         stages=stages_table(result) if result and result.stages else None,
         controls=controls_table(facts, number),
+        artefacts=result.artefacts if result else {},
     )
 
 
