@@ -283,32 +283,29 @@ def test_a_fixed_parameter_stays_fixed_and_the_rest_is_searched() -> None:
     assert study.best_value < 0.9  # 0.6 is the least with it
 
 
-def test_two_threads_share_a_sampler() -> None:
-    study = named_study(TransferSampler(GOOD[:1], seed=0), "loss")
-    study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=14, n_jobs=2)
+class Watched(TransferSampler):
+    """A sampler that knows how many threads were in it at once, at most; it takes its time, so that others come."""
+
+    inside = most = 0
+
+    def _proposals(
+        self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution], count: int
+    ) -> list[dict[str, Any]]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        time.sleep(0.01)
+        found = super()._proposals(study, trials, search_space, count)
+        self.inside -= 1
+        return found
+
+
+def test_threads_that_share_a_sampler_plan_one_after_the_other() -> None:
+    sampler = Watched(GOOD[:1], seed=0)
+    study = named_study(sampler, "loss")
+    study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=14, n_jobs=4)
+    assert sampler.most == 1
     assert distinct(study) == 14
     assert study.best_value < 1
-
-
-def test_a_plan_is_kept_while_another_trial_is_planned() -> None:
-    class Interrupted(TransferSampler):
-        """A sampler that is asked for another trial while it plans one, as by a second thread."""
-
-        inner: optuna.Trial | None = None
-
-        def _proposals(
-            self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution], count: int
-        ) -> list[dict[str, Any]]:
-            if self.inner is None:
-                self.inner = study.ask()
-                self.inner.suggest_categorical("act", ["relu", "gelu", "tanh"])
-            return super()._proposals(study, trials, search_space, count)
-
-    sampler = Interrupted(GOOD, seed=0)
-    study = named_study(sampler, "loss")
-    suggested(study.ask())
-    assert sampler.inner is not None
-    assert loss(suggested(sampler.inner), 0) < 0.5  # the rest of it follows the priors, too
 
 
 def test_two_studies_share_a_sampler() -> None:
