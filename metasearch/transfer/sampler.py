@@ -229,11 +229,14 @@ def _exact(function: Callable[[Mapping[str, Any]], float], fixed: Params, sign: 
 
 def _fits(trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]) -> bool:
     """Return whether a space has the choices of a trial: one that was added to the study may have others."""
-    try:
-        for name in trial.params.keys() & search_space.keys():
-            nearest(trial.params[name], search_space[name])
-    except ValueError:
-        return False
+    for name in trial.params.keys() & search_space.keys():
+        value, distribution = trial.params[name], search_space[name]
+        try:
+            found = nearest(value, distribution)
+        except ValueError:
+            return False
+        if isinstance(distribution, CategoricalDistribution) and found != value:
+            return False
     return True
 
 

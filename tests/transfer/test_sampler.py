@@ -25,6 +25,7 @@ from metasearch.transfer.sampler import TransferSampler
 from tests.transfer.families import SPACE, best_after, loss, named_study, prior, suggested
 
 GOOD = [prior(task) for task in (1, 2, 3)]
+UNIT = FloatDistribution(0, 1)
 FEW: dict[str, BaseDistribution] = {
     "a": CategoricalDistribution(["p", "q", "r"]),
     "n": IntDistribution(1, 4),
@@ -331,6 +332,26 @@ def test_an_added_trial_with_a_choice_that_the_space_lacks_is_ignored(act: str |
     study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=6)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     assert {trial.params["act"] for trial in study.trials[3:]} <= {"relu", "gelu", "tanh"}
+
+
+def test_an_added_trial_with_a_number_that_is_none_of_the_choices_is_ignored() -> None:
+    sizes, others = CategoricalDistribution([8, 16, 32]), CategoricalDistribution([12])
+    study = optuna.create_study(sampler=TransferSampler(seed=0))
+    study.add_trial(create_trial(params={"size": 8, "x": 0.5}, distributions={"size": sizes, "x": UNIT}, value=0.0))
+    study.add_trial(create_trial(params={"size": 12, "x": 0.5}, distributions={"size": others, "x": UNIT}, value=-1.0))
+    for _ in range(9):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_categorical("size", [8, 16, 32]) * trial.suggest_float("x", 0, 1))
+    assert {trial.params["size"] for trial in study.trials[2:]} <= {8, 16, 32}
+
+
+def test_a_prior_that_tried_other_numbers_is_followed_to_the_nearest_choice() -> None:
+    tried, here = [10, 30, 60], [8, 16, 32, 64]
+    trials = tuple(PriorTrial({"x": x, "size": n}, {"loss": x + abs(n - 60)}) for n in tried for x in (0.1, 0.5, 0.9))
+    old = Prior("old", {"loss": "minimize"}, {"x": UNIT, "size": CategoricalDistribution(tried)}, trials)
+    for seed in range(3):
+        trial = named_study(TransferSampler([old], seed=seed), "loss").ask({"x": UNIT})
+        assert trial.suggest_categorical("size", here) == 64
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda sampler: pickle.loads(pickle.dumps(sampler))])
