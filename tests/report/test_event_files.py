@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,10 @@ def test_a_trial_that_was_stopped_early_has_the_epochs_it_had(tmp_path: Path) ->
     study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=stored))
     (log,) = trial_logs(open_database(url), "early")
     assert (log.state, log.curve, log.metrics) == ("PRUNED", curve, {})
+
+
+def test_the_logs_by_sql_are_those_of_optunas_own_classes(database: Database) -> None:
+    assert list(trial_logs(replace(database, known=False), "ten")) == list(trial_logs(database, "ten"))
 
 
 def test_a_study_of_another_program_has_its_values_and_parameters(tmp_path: Path) -> None:
