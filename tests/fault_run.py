@@ -212,7 +212,9 @@ class FaultRun:
     # The faults
 
     def _kill_worker(self) -> None:
-        pids = [pid for node in self._workers for pid in self._cluster.pids(node) if first_argument(pid).startswith("ray::")]
+        pids = [
+            pid for node in self._workers for pid in self._cluster.pids(node) if first_argument(pid).startswith("ray::")
+        ]
         if pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._rng.choice(pids), signal.SIGKILL)
