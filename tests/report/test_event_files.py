@@ -18,7 +18,7 @@ from metasearch.report.trial_logs import trial_logs
 from metasearch.search.names import CURVE, RESULT
 from metasearch.search.store import create_study, open_storage
 from tests.command_line import Run
-from tests.fakes import describe
+from tests.fakes import describe, new_storage
 from tests.report.studies import reported_study
 
 
@@ -87,7 +87,7 @@ def test_writing_again_adds_new_trials_alone(database: Database, url: str, tmp_p
 
 def test_a_trial_that_was_stopped_early_has_the_epochs_it_had(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    study = create_study(open_storage(url, create=True), "early", describe(tmp_path))
+    study = create_study(new_storage(url), "early", describe(tmp_path))
     curve = [EpochReport("distill", 1, 9, 2.0, 0.25, 100, 0.01, 4.0, 0.5)]
     stored = {CURVE: [vars(report) for report in curve]}
     study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=stored))

@@ -20,10 +20,10 @@ from metasearch.report.page.render import PAGE, write_page
 from metasearch.report.page.report import make_report
 from metasearch.search import patience
 from metasearch.search.names import FAILURE, LEASE
-from metasearch.search.store import create_study, open_storage
+from metasearch.search.store import create_study
 from tests import browser
 from tests.command_line import Run
-from tests.fakes import describe
+from tests.fakes import describe, new_storage
 from tests.report.studies import reported_study
 
 RENEWED = 'data-renew-s="'
@@ -78,7 +78,7 @@ def test_a_study_without_trials_is_waited_for_while_it_has_a_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    create_study(open_storage(url, create=True), "new", describe(tmp_path))
+    create_study(new_storage(url), "new", describe(tmp_path))
     drive(url, "new", os.getppid())
     told: list[str] = []
 
