@@ -123,7 +123,10 @@ def launch(
     Example: metasearch launch fashion_mnist --data-root DIR --max-train 10000 --constraint "model_bytes<=25kB"
     """
     if submit is not None or detach:
-        submit_arguments(submit, study=name, stem=f"{task.task}-{Path(space).stem}", storage=storage, detach=detach)
+        tasks = {"TASK": task.task, "--unlabelled": task.unlabelled}
+        tasks |= {"--source": start.source_task, "--meta-family": meta_family}
+        stem = f"{task.task}-{Path(space).stem}"
+        submit_arguments(submit, study=name, stem=stem, storage=storage, detach=detach, tasks=tasks)
         return
     from metasearch.search.space import load_space
     from metasearch.search.store import open_storage, storage_url
@@ -194,7 +197,7 @@ def resume(
 ) -> None:
     """Go on with a search that was interrupted, or enlarge one that is done."""
     if submit is not None or detach:
-        submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach)
+        submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach, tasks={})
         return
     _run(_store(storage), study, resources, trials=trials, accept_versions=accept_versions)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -291,17 +291,15 @@ class ResourceFlags:
         return Resources(self.workers, self.threads, self.gpus_per_trial, self.address)
 
 
-GROUPS = (TaskFlags, TeacherFlags, StartFlags, EarlierFlags, BudgetFlags, ResourceFlags)
-
-
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose parameters of GROUPS are as many flags, as Typer wants them."""
+    """Return a command whose parameters that are dataclasses are a flag a field, as Typer wants them."""
     groups: dict[str, type[Any]] = {}
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if parameter.annotation in GROUPS:
-            groups[parameter.name] = parameter.annotation
-            flags += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+        group = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            groups[parameter.name] = group
+            flags += inspect.signature(group, eval_str=True).parameters.values()
         else:
             flags.append(parameter)
 

@@ -100,7 +100,9 @@ def test_a_file_that_is_too_large_does_not_go_along(tmp_path: Path) -> None:
         ["--data-root", "data"],
         ["--teacher-weights=w.safetensors"],
         ["--meta", "m.safetensors"],
+        ["--artefacts", "kept"],
         ["--teacher", "t.onnx"],
+        ["--teacher=0.5*t.onnx"],
     ],
 )
 def test_a_relative_path_that_only_this_machine_could_find_is_refused(
@@ -113,9 +115,40 @@ def test_a_relative_path_that_only_this_machine_could_find_is_refused(
 
 
 def test_what_is_no_relative_path_goes_as_it_is() -> None:
-    arguments = ["--teacher=resnet18", "--teacher-weights=own", "--data-root=/data", "--init-from=digits-quick-1", "-h"]
-    arguments += ["--meta=s3://bucket/m.safetensors"]
+    arguments = ["--teacher=0.5*resnet18", "--teacher-weights=own", "--data-root=/data", "--init-from=digits-quick-1"]
+    arguments += ["--teacher=2*/data/t.onnx", "--artefacts=s3://bucket/kept", "--meta=s3://bucket/m.safetensors", "-h"]
     assert packed(arguments) == (arguments, {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "path"),
+    [
+        ("TASK", "folder:photos", "photos"),
+        ("TASK", "npz:/data/train.npz,test.npz", "test.npz"),
+        ("TASK", "table:t.csv#label", "t.csv"),
+        ("TASK", "folder:/data/photos@groups:g.json#red", "g.json"),
+        ("--source", "idx:/data/images,labels", "labels"),
+        ("--meta-family", "digits,folder:photos,usps", "photos"),
+        ("--unlabelled", "images:photos", "photos"),
+    ],
+)
+def test_a_task_that_only_this_machine_could_find_is_refused(
+    metasearch: Run, server: FakeJobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    flag: str, text: str, path: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path).touch()
+    given = [text] if flag == "TASK" else ["digits", flag, text]
+    code, _, err = metasearch("launch", *given, "--submit", server.url)
+    rule = "must be an absolute path with --submit, which the head and all nodes see"
+    assert (code, err) == (2, f"metasearch: {flag} {text}: {rule}, got {path!r}\n")
+    assert not server.jobs
+
+
+def test_a_task_below_the_clusters_data_root_goes_along(metasearch: Run, server: FakeJobServer) -> None:
+    tasks = ["folder:there", "--source", "usps", "--meta-family", "digits,npz:/data/a.npz", "--unlabelled", "rest:100"]
+    metasearch("launch", *tasks, "--max-train=1000", "--detach", "--submit", server.url)
+    assert [word for word in the_job(server)[0] if word in tasks] == tasks
 
 
 def test_another_address_and_a_database_in_the_jobs_folder_are_refused(metasearch: Run, server: FakeJobServer) -> None:

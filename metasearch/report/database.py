@@ -7,8 +7,9 @@ Python's own module, since importing SQLAlchemy takes longer than most answers.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -103,6 +104,25 @@ def open_database(url: str, *, patience_s: int | None = None) -> Database:
         if "alembic_version" in there:  # not before Optuna 0.14
             versions.append(select("SELECT version_num FROM alembic_version"))
     return replace(database, known=[tuple(row) for rows in versions for row in rows] == [(SCHEMA,), (REVISION,)])
+
+
+def trial_attributes(database: Database, ids: Sequence[int], *keys: str) -> list[tuple[int, str, Any]]:
+    """Return the whole attributes of these keys that trials have, which tables cut: Optuna's id, key, value."""
+    if database.known:
+        named = {f"key{index}": key for index, key in enumerate(keys)}
+        with database.snapshot() as select:
+            rows = select(
+                "SELECT a.trial_id, a.key, a.value_json FROM trial_user_attributes a"
+                f" WHERE a.key IN ({', '.join(f':{name}' for name in named)})"
+                f" AND a.trial_id IN ({', '.join(map(str, ids))})",
+                **named,
+            )
+        return [(trial, key, json.loads(value)) for trial, key, value in rows]
+    from metasearch.search.store import open_storage
+
+    storage = open_storage(database.url)
+    found = [(trial, storage.get_trial(trial).user_attrs) for trial in ids]
+    return [(trial, key, attributes[key]) for trial, attributes in found for key in keys if key in attributes]
 
 
 def _opened(url: str, patience_s: int | None) -> Database:

@@ -31,8 +31,9 @@ from tests.bench.counting import counted_statements, peak_mb
 from tests.fakes import describe
 
 SPACE = "distill_compress"
-SPREAD = 0.3
-"""Of the logarithm of a trial's seconds."""
+MEAN_S, SPREAD = 600.0, 0.3
+"""Of a trial's seconds, and of their logarithm."""
+SEED = 0
 EPOCHS = 14
 CURVE = tuple(
     EpochReport("distill", epoch, EPOCHS, 2.0 / epoch, 0.7 * epoch / EPOCHS, 400_000, 0.01, 4.0, 0.3)
@@ -42,14 +43,12 @@ CURVE = tuple(
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated. mean_s: of a trial. tune_s: Ray Tune's own work per trial. prior: trials of a prior study."""
+    """What is simulated. tune_s: Ray Tune's own work per trial. prior: trials of a prior study."""
 
     sampler: str
     trials: int
     slots: int
-    mean_s: float = 600.0
     tune_s: float = 0.0
-    seed: int = 0
     prior: int = 0
 
 
@@ -57,13 +56,12 @@ class Setting:
 class Course:
     """What came of it. busy: share of the slots' time between the first start and the last in which a trial ran there.
 
-    total_s: virtual. driver_s, cpu_s: real seconds of each suggestion and each closing, by the wall clock and of this
-    process's CPU. asked_s: those of the suggestions alone, by the wall clock. peak_mb: of this process. statements:
-    sent to the database, for each trial.
+    driver_s, cpu_s: real seconds of each suggestion and each closing, by the wall clock and of this process's CPU.
+    asked_s: those of the suggestions alone, by the wall clock. peak_mb: of this process. statements: sent to the
+    database, for each trial.
     """
 
     busy: float = 0.0
-    total_s: float = 0.0
     driver_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     asked_s: list[float] = field(default_factory=list)
@@ -76,12 +74,12 @@ def simulate(storage: RDBStorage, name: str, setting: Setting) -> Course:
     space = load_space(SPACE)
     study = create_study(storage, name, replace(describe(Path(), trials=setting.trials), space=space.text))
     priors = [prior_of(_prior_study(setting))] if setting.prior else []
-    study.sampler = make_sampler(setting.sampler, seed=setting.seed, trials_so_far=0, priors=priors, fixed=space.fixed)
+    study.sampler = make_sampler(setting.sampler, seed=SEED, trials_so_far=0, priors=priors, fixed=space.fixed)
     ledger = Ledger(
         study,
         lambda trial: Proposal(space.suggest(trial)),
         target=setting.trials,
-        seed=setting.seed,
+        seed=SEED,
         objectives=("val_accuracy", "model_bytes"),
     )
     searcher = _LedgerSearcher(ledger, Resources(workers=setting.slots), Limits(), StopFlag(), lambda _: None)
@@ -97,8 +95,8 @@ def simulate(storage: RDBStorage, name: str, setting: Setting) -> Course:
 
 
 def _run(searcher: _LedgerSearcher, setting: Setting) -> Course:
-    rng = np.random.default_rng([setting.seed, 1])
-    durations = np.exp(rng.normal(math.log(setting.mean_s) - SPREAD**2 / 2, SPREAD, setting.trials))
+    rng = np.random.default_rng([SEED, 1])
+    durations = np.exp(rng.normal(math.log(MEAN_S) - SPREAD**2 / 2, SPREAD, setting.trials))
     course, now = Course(), 0.0
     starts: list[float] = []
     running: list[tuple[float, int, TrialRequest]] = []  # by their end
@@ -122,7 +120,6 @@ def _run(searcher: _LedgerSearcher, setting: Setting) -> Course:
         began = time.perf_counter(), time.process_time()
         searcher.on_trial_complete(str(index), _outcome(request, end - durations[index], end))
         now += _spent(course, began)
-    course.total_s = now
     window = starts[-1] - starts[0]
     inside = sum(min(starts[-1], start + durations[index]) - start for index, start in enumerate(starts))
     course.busy = inside / (window * setting.slots) if window else 1.0

@@ -15,9 +15,9 @@ from metasearch.search.launch import run_study
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import load_space, parse_space
-from metasearch.search.store import create_study, open_storage
+from metasearch.search.store import create_study
 from metasearch.tasks import TaskSource
-from tests.fakes import describe
+from tests.fakes import describe, new_storage
 
 
 def test_the_same_description_differs_in_nothing(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_each_difference_is_told_with_both_values(tmp_path: Path) -> None:
 
 
 def test_a_launch_by_the_name_of_another_study_is_refused_with_what_differs(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     options = Options(
         TaskSource("digits"), load_space("quick"), 4, "s", sampler="random", artefacts=str(tmp_path / "a")
     )
@@ -78,7 +78,7 @@ def test_a_launch_that_would_run_other_configurations_first_is_told_so(tmp_path:
 
 
 def test_a_study_of_another_torch_is_not_resumed_unasked(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     create_study(storage, "s", describe(tmp_path, versions={"torch": "1.13.1"}))
     with pytest.raises(InputError, match=r"study s: was made by other versions.*--accept-versions.*torch 1\.13\.1"):
         run_study(storage, "s", resources=Resources())

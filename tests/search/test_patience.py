@@ -19,7 +19,7 @@ from metasearch.search import patience as module
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.patience import Patience, is_away
 from metasearch.search.samplers import make_sampler
-from metasearch.search.store import open_storage
+from tests.fakes import new_storage
 
 AWAY = sqlalchemy.exc.OperationalError("SELECT 1", {}, sqlite3.OperationalError("connection refused"))
 
@@ -103,7 +103,7 @@ class Faults:
 
 @pytest.fixture
 def faulty(tmp_path: Any) -> tuple[Study, Faults]:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     study = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
     study.sampler = make_sampler("random", seed=0, trials_so_far=0)
     return study, Faults(storage.engine)
