@@ -25,18 +25,11 @@ from ray.tune.search import Searcher
 from metasearch.errors import MetasearchError
 from metasearch.records import EpochReport
 from metasearch.search.connect import check_reachable
+from metasearch.search.hanging import Watch, word_of
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
 from metasearch.search.placement import slots
 from metasearch.search.store import LOST
-from metasearch.search.worker import (
-    GRACE_S,
-    REPORT_EVERY_S,
-    TIMED_OUT,
-    Evaluate,
-    TrialOutcome,
-    TrialRequest,
-    TrialWorker,
-)
+from metasearch.search.worker import REPORT_EVERY_S, TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
 
 Progress = Callable[[Ledger], None]
 
@@ -180,6 +173,7 @@ def drive(
         threads=resources.threads,
         limit_s=limits.trial_s,
         report_every_s=REPORT_EVERY_S if ledger.halving is None else 0.0,  # early stopping looks at every epoch
+        announced=limits.trial_s is not None,
     )
     with tempfile.TemporaryDirectory(prefix="metasearch-") as scratch:
         # tune.run, not tune.Tuner: the Tuner pickles itself, our searcher and the storage's URL with it, into a file.
@@ -247,6 +241,7 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         self._curves: dict[int, list[EpochReport]] = {}
         self._started: dict[int, float] = {}
         self._ended_early: set[str] = set()
+        self._watches: dict[str, Watch] = {}
         self._causes: dict[str, str] = {}
         self.fault: Exception | None = None
 
@@ -274,6 +269,8 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Take reports as they arrive; return whether the trial should go on."""
         with self._faults_kept():
+            if "begun" in result:
+                self._watches[trial_id] = result["begun"]
             self._enter_reports(trial_id, result)
             self._progress(self._ledger)
         return trial_id not in self._ended_early
@@ -305,8 +302,9 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         curve = self._curves.pop(number)
         if (error or lost) and self._stop.is_set():
             return  # the trial is left to the next driver, whatever stops this one
-        if error and self._hung(worker):
-            message = f"took longer than its {self._limits.trial_s:.0f} s, and hung: its process was ended"
+        watch = self._watches.pop(trial_id, None)
+        if error and watch is not None and (where := word_of(watch)):
+            message = f"took longer than its {self._limits.trial_s:.0f} s, and hung: its process was ended\n{where}"
             self._ledger.tell_failure(number, TIMED_OUT, message, worker)
         elif error:
             self._ledger.tell_lost(number, self._causes.pop(trial_id, "no cause given"), worker)
@@ -326,11 +324,6 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         if self._limits.gpu_hours is not None and self._ledger.gpu_seconds >= 3600 * self._limits.gpu_hours:
             self._stop.set(GPU_HOURS_USED)
         self._progress(self._ledger)
-
-    def _hung(self, worker: dict[str, float]) -> bool:
-        """Whether a worker was lost because it let its trial's time limit pass."""
-        limit_s = self._limits.trial_s
-        return limit_s is not None and worker["ended"] - worker["started"] > limit_s + GRACE_S
 
     @contextlib.contextmanager
     def _faults_kept(self) -> Iterator[None]:
