@@ -156,8 +156,15 @@ FixStrategy = Annotated[
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
 GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
-TrialTimeout = Annotated[str | None, typer.Option(help="A trial that takes longer has failed, hung or not.")]
-GpuHours = Annotated[float | None, typer.Option(min=0, help="End the search when its trials have used so many.")]
+TrialTimeout = Annotated[str | None, typer.Option(help="A trial whose own steps take longer has failed, hung or not.")]
+GpuHours = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="End the search when its trials have used so many: each its share of a GPU from its begin to its end, "
+        "lost and stopped ones, too. Final runs and controls come on top.",
+    ),
+]
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
 ]

@@ -51,7 +51,7 @@ def disarm() -> None:
 
 
 def word_of(watch: Watch) -> str:
-    """Return where the threads of a process stood when its timer ended it, "" where another cause did. Asks its node."""
+    """Return where the threads of a process stood when its timer ended it, "" where another cause did. Asks there."""
     place = NodeAffinitySchedulingStrategy(watch.node, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(_taken).options(scheduling_strategy=place)
     try:

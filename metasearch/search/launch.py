@@ -101,6 +101,8 @@ def run_study(
         if different:
             rule = "was made by other versions, with which its trials may not compare: --accept-versions goes on"
             raise InputError(f"study {name}", rule, "; ".join(different))
+        if description.gpu_hours is not None and not resources.gpus:
+            raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
         check_writable(description.artefacts)
         stop = StopFlag()
         lease = Lease(study, on_stop=stop.set)
@@ -186,7 +188,7 @@ class _Search:
             timer.start()
         with ray_running(self.resources):
             ledger = self._ledger(self.study, d.trials, space)
-            self._drive(ledger, prepare, "search")
+            self._drive(ledger, prepare, "search", gpu_hours=d.gpu_hours)
             if timer is not None:
                 timer.cancel()
             if self.stop.reason in {TIME_USED, GPU_HOURS_USED}:
@@ -251,7 +253,7 @@ class _Search:
             patience=Patience(tell=self.watcher.stage, stopped=self.stop.is_set),
         )
 
-    def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str) -> None:
+    def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str, *, gpu_hours: float | None = None) -> None:
         self.watcher.trials(ledger, title)
         drive(
             ledger,
@@ -260,7 +262,7 @@ class _Search:
             resources=self.resources,
             stop=self.stop,
             progress=lambda changed: self.watcher.trials(changed, title),
-            limits=Limits(self.description.trial_timeout_s, self.description.gpu_hours),
+            limits=Limits(self.description.trial_timeout_s, gpu_hours),
         )
 
     def _final_runs(self, ledger: Ledger, task: Task, prepare: PipelineWorker) -> None:

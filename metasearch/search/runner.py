@@ -50,7 +50,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a search may use at most; None: as much as it needs. trial_s: of each trial. gpu_hours: of all together."""
+    """What a search may use at most; None: as much as it needs. trial_s: of each trial's own steps.
+
+    gpu_hours: of all trials of the study, those of earlier drivers too (see `gpu_time.py`).
+    """
 
     trial_s: float | None = None
     gpu_hours: float | None = None
@@ -173,7 +176,7 @@ def drive(
         threads=resources.threads,
         limit_s=limits.trial_s,
         report_every_s=REPORT_EVERY_S if ledger.halving is None else 0.0,  # early stopping looks at every epoch
-        announced=limits.trial_s is not None,
+        announced=searcher.announced,
     )
     with tempfile.TemporaryDirectory(prefix="metasearch-") as scratch:
         # tune.run, not tune.Tuner: the Tuner pickles itself, our searcher and the storage's URL with it, into a file.
@@ -195,7 +198,7 @@ def drive(
     if searcher.fault is not None:
         raise searcher.fault
     if stop.is_set():
-        ledger.leave_running()
+        ledger.leave_running(searcher.gpu_seconds_of_running())
     if ledger.lost_in_a_row >= MOST_LOST:
         raise MetasearchError(
             f"study {ledger.study.study_name}: {ledger.lost_in_a_row} trials in a row were lost to the machine, "
@@ -227,8 +230,9 @@ class _NotSaved:
 class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no types
     """Hands Tune what the ledger asks, and the ledger what Tune reports.
 
-    fault: what went wrong on the driver's side, a storage that is away for instance. Tune would log it, and go on as if
-    the trial had failed; here it ends the search.
+    announced: whether trials are to say when they begin: their GPU time counts from there, and there a hang is looked
+    for. fault: what went wrong on the driver's side, a storage that is away for instance. Tune would log it, and go on
+    as if the trial had failed; here it ends the search.
     """
 
     def __init__(
@@ -241,8 +245,9 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         self._curves: dict[int, list[EpochReport]] = {}
         self._started: dict[int, float] = {}
         self._ended_early: set[str] = set()
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, Watch | None] = {}
         self._causes: dict[str, str] = {}
+        self.announced = limits.trial_s is not None or resources.gpus > 0
         self.fault: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -253,13 +258,16 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         return str(Searcher.FINISHED)
 
     def _next_request(self, trial_id: str) -> dict[str, Any] | str | None:
+        self._stop_if_used()
         running = len(self._ledger.running)
-        if self._ledger.wanted <= 0 and not running:
+        if self._stop.is_set() or (self._ledger.wanted <= 0 and not running):
             return str(Searcher.FINISHED)
         if self._ledger.wanted <= 0 or running >= _most_at_once(self._resources):
             return None
         number, proposal, seed = self._ledger.ask()
-        self._numbers[trial_id], self._curves[number], self._started[number] = number, [], time.time()
+        self._numbers[trial_id], self._curves[number] = number, []
+        if not self.announced:
+            self._started[number] = time.time()
         request = TrialRequest(
             number, proposal.config, seed, folder=self._ledger.folder_of(number), read_test=proposal.read_test
         )
@@ -270,7 +278,7 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         """Take reports as they arrive; return whether the trial should go on."""
         with self._faults_kept():
             if "begun" in result:
-                self._watches[trial_id] = result["begun"]
+                self._started[self._numbers[trial_id]], self._watches[trial_id] = time.time(), result["begun"]
             self._enter_reports(trial_id, result)
             self._progress(self._ledger)
         return trial_id not in self._ended_early
@@ -296,15 +304,17 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
         if "outcome" in result:  # else Tune has shown these reports before
             self._enter_reports(trial_id, result)
         number = self._numbers.pop(trial_id)
-        worker = {"started": self._started.pop(number), "ended": time.time(), "gpus": self._resources.gpus}
+        ended = time.time()
+        worker = {"started": self._started.get(number, ended), "ended": ended, "gpus": self._resources.gpus}
         outcome: TrialOutcome | None = result.get("outcome")
         lost = outcome is not None and outcome.failure is not None and outcome.failure["reason"] == LOST
         curve = self._curves.pop(number)
         if (error or lost) and self._stop.is_set():
             return  # the trial is left to the next driver, whatever stops this one
+        self._started.pop(number, None)
         watch = self._watches.pop(trial_id, None)
-        if error and watch is not None and (where := word_of(watch)):
-            message = f"took longer than its {self._limits.trial_s:.0f} s, and hung: its process was ended\n{where}"
+        if error and watch is not None and (stood := word_of(watch)):
+            message = f"took longer than its {self._limits.trial_s:.0f} s, and hung: its process was ended\n{stood}"
             self._ledger.tell_failure(number, TIMED_OUT, message, worker)
         elif error:
             self._ledger.tell_lost(number, self._causes.pop(trial_id, "no cause given"), worker)
@@ -321,9 +331,17 @@ class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no 
             self._ledger.tell_pruned(number, curve, worker | where)
         if self._ledger.lost_in_a_row >= MOST_LOST:
             self._stop.set("too many trials were lost")
-        if self._limits.gpu_hours is not None and self._ledger.gpu_seconds >= 3600 * self._limits.gpu_hours:
-            self._stop.set(GPU_HOURS_USED)
+        self._stop_if_used()
         self._progress(self._ledger)
+
+    def _stop_if_used(self) -> None:
+        hours = self._limits.gpu_hours
+        if hours is not None and self._ledger.gpu_seconds >= 3600 * hours:
+            self._stop.set(GPU_HOURS_USED)
+
+    def gpu_seconds_of_running(self) -> dict[int, float]:
+        """Return the GPU time of the trials that have begun and not ended, by their numbers."""
+        return {number: (time.time() - since) * self._resources.gpus for number, since in self._started.items()}
 
     @contextlib.contextmanager
     def _faults_kept(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ from metasearch.search import pipeline_worker, store
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
 from metasearch.search.patience import Patience
-from metasearch.search.runner import GPU_HOURS_USED, Limits, Resources, StopFlag, _LedgerSearcher, drive, ray_running
+from metasearch.search.runner import Limits, Resources, StopFlag, _LedgerSearcher, drive, ray_running
 from metasearch.search.samplers import make_sampler
 from metasearch.search.store import FAILURE, LEFT, LOSSES, RUN, is_finished, open_storage, storage_errors
 from metasearch.search.worker import TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
@@ -420,46 +420,6 @@ def test_a_trial_that_hangs_is_ended_with_its_process_and_the_others_go_on(study
     assert "hung: its process was ended" in message
     assert "in act" in message  # where it stood
     assert LOSSES not in study.trials[1].user_attrs
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_a_search_ends_when_its_trials_have_used_the_gpu_hours(study: Study) -> None:
-    def told_with_gpus(books: Ledger) -> None:
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state.is_finished():
-                assert trial.user_attrs[RUN]["gpus"] == 0
-
-    stop = StopFlag()
-    books = ledger(study, 50)
-    books.gpu_seconds = 3600.0
-    drive(
-        books,
-        evaluation(nothing),
-        prepared,
-        resources=TWO,
-        stop=stop,
-        progress=told_with_gpus,
-        limits=Limits(gpu_hours=1.0),
-    )
-    assert stop.reason == GPU_HOURS_USED
-    assert 1 <= sum(map(is_finished, study.trials)) < 10
-
-
-def test_the_gpu_time_of_ended_and_lost_trials_is_counted_and_known_to_the_next_driver(study: Study) -> None:
-    books = ledger(study, 3)
-    for index in range(2):
-        number, _, _ = books.ask()
-        books.tell_result(number, result_of(index), {"started": 100.0, "ended": 108.0, "gpus": 0.25})
-    assert books.gpu_seconds == 4.0
-    number, _, _ = books.ask()
-    books.tell_lost(number, "its worker died", {"started": 0.0, "ended": 4.0, "gpus": 0.25})
-    assert books.gpu_seconds == 5.0
-    assert ledger(study, 3).gpu_seconds == 4.0
-
-
-def result_of(index: int) -> TrialResult:
-    return TrialResult({"x": 0.1 * index}, 0, {"val_accuracy": 0.5, "macs": 1.0})
 
 
 def test_a_trial_that_its_machine_kills_for_its_memory_has_failed_by_its_own_doing(study: Study) -> None:
