@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -36,6 +36,9 @@ RETRIES = 3
 
 OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
 """Of the cause of a loss: what Ray says of a worker that it killed to save its node's memory."""
+
+LEAVE_S = 20.0
+"""How long a driver that is to stop tries to write what it leaves, while the storage is away."""
 
 NOTHING_SPENT: Mapping[int, float] = MappingProxyType({})
 
@@ -199,7 +202,7 @@ class Ledger:
         left: dict[int, dict[str, Any]] = {trial_id: {LEFT: True} for trial_id in self._again}
         for number, (trial, _) in self._asked.items():
             left[trial._trial_id] = {LEFT: True} | self._spend(number, spent.get(number, 0.0))
-        self._note(left)
+        self._note(left, replace(self._patience, stopped=lambda: False, give_up_s=LEAVE_S))
 
     def tell_failure(self, number: int, reason: str, message: str, worker: Mapping[str, Any]) -> None:
         """Record a failed trial with its reason; one lost to the machine does not count as finished."""
@@ -240,7 +243,7 @@ class Ledger:
 
         self._patience.retried(write)
 
-    def _note(self, attributes: Mapping[int, Mapping[str, Any]]) -> None:
+    def _note(self, attributes: Mapping[int, Mapping[str, Any]], patience: Patience | None = None) -> None:
         """Write attributes of trials that go on, by Optuna's ids: all or none."""
 
         def write(again: bool) -> None:
@@ -249,7 +252,7 @@ class Ledger:
                     for name, value in of_trial.items():
                         self.study._storage.set_trial_user_attr(trial_id, name, value)
 
-        self._patience.retried(write)
+        (patience or self._patience).retried(write)
 
     def _spend(self, number: int, seconds: float) -> dict[str, float]:
         """Count the GPU time of an attempt that comes to nothing; return what to keep with the trial."""
