@@ -105,14 +105,14 @@ def run_study(
             raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
         check_writable(description.artefacts)
         stop = StopFlag()
-        lease = Lease(study, on_stop=stop.set)
+        heard = watcher or Watcher()
+        lease = Lease(study, on_stop=stop.set, tell=heard.stage)
         lease.acquire()
         try:
             if trials is not None and trials != description.trials:
                 description = replace(description, trials=trials)
                 study.set_user_attr(DESCRIPTION, asdict(description))
             claim(joined(description.artefacts, name), storage)
-            heard = watcher or Watcher()
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 return _Search(storage, study, description, resources, heard, stop).run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
