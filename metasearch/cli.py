@@ -148,6 +148,10 @@ def launch(
     options = Options(
         source=source,
         space=loaded,
+        trials=allowed.trials,
+        timeout_s=allowed.timeout_s,
+        trial_timeout_s=allowed.trial_timeout_s,
+        gpu_hours=allowed.gpu_hours,
         name=name,
         objectives=tuple(objective or ()),
         constraints=tuple(constraint or ()),
@@ -163,7 +167,6 @@ def launch(
         meta=files,
         joint=start.joint(source),
         decided=earlier.decided(),
-        **allowed,
     )
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:

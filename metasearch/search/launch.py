@@ -182,7 +182,7 @@ class _Search:
             gpu_memory=memory_share(self.resources.gpus),
             versions={} if self.resources.address is None else versions_here(),
         )
-        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s else None
+        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s is not None else None
         if timer is not None:
             timer.daemon = True
             timer.start()
