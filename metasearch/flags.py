@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -270,6 +270,30 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class GoalFlags:
+    """What a command is told of what a search is to reach."""
+
+    objective: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
+    ] = None
+    constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None
+
+
+@dataclass(frozen=True)
+class ChoiceFlags:
+    """What a command is told of how a search chooses its trials, and which it ends early."""
+
+    sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer"
+    warm_start: WarmStartText = "auto"
+    enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None
+    early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False
+
+    def enqueued(self) -> tuple[dict[str, Any], ...]:
+        """Return the configurations to run first."""
+        return () if self.enqueue is None else tuple(read_configurations(self.enqueue))
+
+
+@dataclass(frozen=True)
 class BudgetFlags:
     """What a command is told of what a new search may use."""
 
@@ -314,17 +338,15 @@ class ResourceFlags:
         return Resources(self.workers, self.threads, self.gpus_per_trial, self.address)
 
 
-GROUPS = (TaskFlags, TeacherFlags, StartFlags, EarlierFlags, BudgetFlags, ResourceFlags)
-
-
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose parameters of GROUPS are as many flags, as Typer wants them."""
+    """Return a command whose parameters that are dataclasses are a flag a field, as Typer wants them."""
     groups: dict[str, type[Any]] = {}
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if parameter.annotation in GROUPS:
-            groups[parameter.name] = parameter.annotation
-            flags += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+        group = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            groups[parameter.name] = group
+            flags += inspect.signature(group, eval_str=True).parameters.values()
         else:
             flags.append(parameter)
 
