@@ -34,17 +34,11 @@ from metasearch.search.placement import memory_share
 from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
 from metasearch.search.prepare import possible_with_files
 from metasearch.search.priors import load_warm_start
-from metasearch.search.runner import (
-    GPU_HOURS_USED,
-    Limits,
-    Resources,
-    StopFlag,
-    drive,
-    ray_running,
-    stopping_on_signals,
-)
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.searcher import GPU_HOURS_USED, Limits
 from metasearch.search.space import Space
+from metasearch.search.stopping import StopFlag, stopping_on_signals
 from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherSource, teacher_for

@@ -16,9 +16,11 @@ from metasearch.records import TrialResult
 from metasearch.search import launch
 from metasearch.search.ledger import RETRIES, Ledger, Proposal
 from metasearch.search.prepare import Options, prepare_study
-from metasearch.search.runner import GPU_HOURS_USED, Limits, Resources, StopFlag, _LedgerSearcher
+from metasearch.search.runner import Resources
 from metasearch.search.samplers import make_sampler
+from metasearch.search.searcher import GPU_HOURS_USED, LedgerSearcher, Limits
 from metasearch.search.space import parse_space
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import create_study
 from metasearch.search.worker import TrialOutcome
 from metasearch.tasks import TaskSource
@@ -67,8 +69,8 @@ def test_a_trial_that_is_given_up_counts_every_attempt_once(study: Study) -> Non
     assert books.gpu_seconds == ledger(study).gpu_seconds == 3 * (RETRIES + 1)
 
 
-def searcher_of(books: Ledger, stop: StopFlag, hours: float) -> _LedgerSearcher:
-    return _LedgerSearcher(books, HALF, Limits(gpu_hours=hours), stop, lambda _: None)
+def searcher_of(books: Ledger, stop: StopFlag, hours: float) -> LedgerSearcher:
+    return LedgerSearcher(books, at_once=lambda: 1, gpus=0.5, limits=Limits(gpu_hours=hours), stop=stop)
 
 
 def test_the_search_ends_after_the_trial_that_used_the_last_of_them_and_a_resumed_one_asks_for_none(

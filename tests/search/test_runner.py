@@ -28,8 +28,10 @@ from metasearch.search import pipeline_worker, store
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
 from metasearch.search.patience import Patience
-from metasearch.search.runner import Limits, Resources, StopFlag, _LedgerSearcher, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.searcher import LedgerSearcher, Limits
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import FAILURE, LEFT, LOSSES, RUN, is_finished, open_storage, storage_errors
 from metasearch.search.worker import TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource, load_task
@@ -397,7 +399,7 @@ def test_a_trial_is_published_without_a_time_limit(
 
 def test_a_worker_that_died_long_after_its_trial_was_asked_for_has_not_hung(study: Study) -> None:
     books = ledger(study, 1)
-    searcher = _LedgerSearcher(books, Resources(workers=1), Limits(trial_s=0.01), StopFlag(), lambda _: None)
+    searcher = LedgerSearcher(books, at_once=lambda: 1, limits=Limits(trial_s=0.01), stop=StopFlag())
     searcher.suggest("a")
     searcher._started[0] -= 3600.0  # it waited for a node
     searcher.on_trial_complete("a", error=True)
