@@ -23,11 +23,13 @@ from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.flags import (
     AsJson,
     BudgetFlags,
+    ChoiceFlags,
     DataRoot,
     Detach,
     Device,
     Download,
     EarlierFlags,
+    GoalFlags,
     ImageSize,
     MaxTrain,
     MetaFamily,
@@ -41,7 +43,6 @@ from metasearch.flags import (
     TaskText,
     TeacherFlags,
     Unlabelled,
-    WarmStartText,
     read_configurations,
     with_flags,
 )
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metasearch.search.launch import Outcome
+    from metasearch.search.store import StudyDescription
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -94,17 +96,11 @@ def launch(
     resources: ResourceFlags,
     device: Device = "auto",
     teacher: TeacherFlags,
-    objective: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
-    ] = None,
-    constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None,
-    sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer",
-    warm_start: WarmStartText = "auto",
-    enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
+    goal: GoalFlags,
+    choice: ChoiceFlags,
     start: StartFlags,
     meta_family: MetaFamily = None,
     earlier: EarlierFlags,
-    early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
     task: TaskFlags,
     artefacts: Annotated[
@@ -151,34 +147,31 @@ def launch(
     options = Options(
         source=source,
         space=loaded,
+        trials=allowed.trials,
+        timeout_s=allowed.timeout_s,
+        trial_timeout_s=allowed.trial_timeout_s,
+        gpu_hours=allowed.gpu_hours,
         name=name,
-        objectives=tuple(objective or ()),
-        constraints=tuple(constraint or ()),
-        sampler=sampler,
+        objectives=tuple(goal.objective or ()),
+        constraints=tuple(goal.constraint or ()),
+        sampler=choice.sampler,
         seed=seed,
         teacher=teacher.source(),
         device=device,
-        early_stopping=early_stopping,
-        enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
+        early_stopping=choice.early_stopping,
+        enqueue=choice.enqueued(),
         artefacts=artefacts,
-        warm_start=warm_start,
+        warm_start=choice.warm_start,
         init_from=start.init_from,
         meta=files,
         joint=start.joint(source),
         decided=earlier.decided(),
-        **allowed,
     )
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
-        shown = {
-            "name": study_name,
-            **vars(description),
-            "searched": sorted(description.parsed_space().distributions()),
-        }
-        del shown["space"]
-        typer.echo(json.dumps(shown, indent=2))
-        return
-    _run(store, study_name, resources)
+        _print_plan(study_name, description)
+    else:
+        _run(store, study_name, resources)
 
 
 @app.command()
@@ -364,6 +357,12 @@ def _storage_errors() -> Iterator[None]:
 
         with storage_errors(""):
             raise error
+
+
+def _print_plan(name: str, description: StudyDescription) -> None:
+    shown = {"name": name, **vars(description), "searched": sorted(description.parsed_space().distributions())}
+    del shown["space"]
+    typer.echo(json.dumps(shown, indent=2))
 
 
 def _run(

@@ -199,10 +199,11 @@ def exit_code(job: Job) -> int:
 
 
 def _follow(server: JobServer, job: str) -> Job:
-    for text in server.follow(job):
+    def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-    return server.job(job)
+
+    return server.follow(job, write=write, tell=err)
 
 
 def _exit_as(job: Job) -> None:

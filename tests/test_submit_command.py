@@ -14,7 +14,7 @@ import pytest
 
 from metasearch import submit_command
 from metasearch.errors import InputError
-from metasearch.search import jobs
+from metasearch.search import jobs, patience
 from metasearch.search.jobs import Job, JobServer, token
 from metasearch.submit_command import exit_code, job_arguments, packed
 from tests.command_line import Run
@@ -216,6 +216,47 @@ def test_ctrl_c_leaves_the_job_running(metasearch: Run, server: FakeJobServer, m
     assert code == 130
     assert f"the job runs on; metasearch logs|status|stop s --submit {server.url}" in err
     assert not any(request.endswith("/stop") for request in server.asked)
+
+
+def test_following_goes_on_after_requests_that_failed(
+    metasearch: Run, server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
+    server.faults = [0, 503, 0]
+    code, out, err = metasearch("launch", "digits", "--name", "s", "--submit", server.url)
+    assert (code, out) == (0, "hello\nworld\n")
+    assert f"job server {server.url} is away" in err
+    assert "trying again for up to 60 s" in err
+
+
+def test_following_ends_at_once_where_waiting_mends_nothing(metasearch: Run, server: FakeJobServer) -> None:
+    server.faults = [404]
+    code, _, err = metasearch("launch", "digits", "--name", "s", "--submit", server.url)
+    assert code == 1
+    assert "is away" not in err
+    assert server.faults == []
+
+
+def test_a_long_log_is_asked_for_less_often_and_its_end_at_once(
+    server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = 5_000_000 * "x"
+    server.logs = [long, f"{long}y"]
+    client = JobServer(server.url)
+    job = client.submit(["launch"], "s", files={})
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 20:
+            server.jobs[job] |= server.ends_as
+
+    monkeypatch.setattr(time, "sleep", pause)
+    written: list[str] = []
+    ended = client.follow(job, write=written.append, tell=written.append)
+    assert ended.status == "SUCCEEDED"
+    assert written == [long, "y"]
+    assert sum(request.endswith("/logs") for request in server.asked) == 2
 
 
 @pytest.mark.parametrize(

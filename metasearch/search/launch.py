@@ -32,18 +32,12 @@ from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.placement import memory_share
 from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
 from metasearch.search.priors import load_warm_start
-from metasearch.search.runner import (
-    GPU_HOURS_USED,
-    Limits,
-    Resources,
-    StopFlag,
-    drive,
-    ray_running,
-    stopping_on_signals,
-)
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.searcher import GPU_HOURS_USED, Limits
 from metasearch.search.space import Space
 from metasearch.search.starts import possible_with_files
+from metasearch.search.stopping import StopFlag, stopping_on_signals
 from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
 from metasearch.search.versions import version_differences, versions_here
 from metasearch.tasks import Task, TaskSource, load_task
@@ -101,16 +95,18 @@ def run_study(
         if different:
             rule = "was made by other versions, with which its trials may not compare: --accept-versions goes on"
             raise InputError(f"study {name}", rule, "; ".join(different))
+        if description.gpu_hours is not None and not resources.gpus:
+            raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
         check_writable(description.artefacts)
         stop = StopFlag()
-        lease = Lease(study, on_stop=stop.set)
+        heard = watcher or Watcher()
+        lease = Lease(study, on_stop=stop.set, tell=heard.stage)
         lease.acquire()
         try:
             if trials is not None and trials != description.trials:
                 description = replace(description, trials=trials)
                 study.set_user_attr(DESCRIPTION, asdict(description))
             claim(joined(description.artefacts, name), storage)
-            heard = watcher or Watcher()
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 return _Search(storage, study, description, resources, heard, stop).run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
@@ -189,13 +185,13 @@ class _Search:
             gpu_memory=memory_share(self.resources.gpus),
             versions={} if self.resources.address is None else versions_here(),
         )
-        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s else None
+        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s is not None else None
         if timer is not None:
             timer.daemon = True
             timer.start()
         with ray_running(self.resources):
             ledger = self._ledger(self.study, d.trials, space)
-            self._drive(ledger, prepare, "search")
+            self._drive(ledger, prepare, "search", gpu_hours=d.gpu_hours)
             if timer is not None:
                 timer.cancel()
             if self.stop.reason in {TIME_USED, GPU_HOURS_USED}:
@@ -260,7 +256,7 @@ class _Search:
             patience=Patience(tell=self.watcher.stage, stopped=self.stop.is_set),
         )
 
-    def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str) -> None:
+    def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str, *, gpu_hours: float | None = None) -> None:
         self.watcher.trials(ledger, title)
         drive(
             ledger,
@@ -269,7 +265,7 @@ class _Search:
             resources=self.resources,
             stop=self.stop,
             progress=lambda changed: self.watcher.trials(changed, title),
-            limits=Limits(self.description.trial_timeout_s, self.description.gpu_hours),
+            limits=Limits(self.description.trial_timeout_s, gpu_hours),
         )
 
     def _final_runs(self, ledger: Ledger, task: Task, prepare: PipelineWorker) -> None:

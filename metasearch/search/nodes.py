@@ -17,7 +17,7 @@ from typing import Any
 
 from metasearch.errors import MetasearchError
 from metasearch.search.artefacts import KeptFile, fetch_all, is_there, joined, probed
-from metasearch.search.placement import memory_line, slots
+from metasearch.search.placement import memory_line, memory_share, slots
 from metasearch.search.versions import unlike, versions_here
 from metasearch.tasks import TaskSource
 
@@ -86,7 +86,8 @@ def examine(wanted: Mapping[str, Any]) -> dict[str, Any]:
         except (OSError, MetasearchError) as error:
             problems[name] = " ".join(str(error).split())
     token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    return {"versions": versions_here(), "problems": problems, "devices": gpu_devices(), "token": token}
+    devices = gpu_devices() if wanted.get("devices", True) else []
+    return {"versions": versions_here(), "problems": problems, "devices": devices, "token": token}
 
 
 def locate_data(source: TaskSource) -> None:
@@ -120,11 +121,11 @@ def gpu_devices() -> list[tuple[str, int]]:
     return [(name.strip(), int(mebibytes) * 2**20) for name, mebibytes in rows if mebibytes.strip().isdigit()]
 
 
-def look_around(reach: Reach) -> list[NodeReport]:
+def look_around(reach: Reach, *, devices: bool = True, clocks: bool = True) -> list[NodeReport]:
     """Return what every living node has and reaches. Ray must be running.
 
-    Each node is asked twice, the second time for its clock alone: its first process takes seconds to start, which
-    would hide a clock that is wrong by as much.
+    devices: whether its GPUs are looked for, with a program of their maker's. clocks: whether each node is asked again
+    for its clock alone: its first process takes seconds to start, which would hide a clock that is wrong by as much.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -133,7 +134,7 @@ def look_around(reach: Reach) -> list[NodeReport]:
     look, clock = (ray.remote(num_cpus=0, max_retries=0)(function) for function in _by_value())
     on = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive}
     with nullcontext("") if reach.artefacts is None else probed(reach.artefacts) as probe:
-        wanted = {**asdict(reach), "probe": probe}
+        wanted = {**asdict(reach), "probe": probe, "devices": devices}
         asked = {node: look.options(scheduling_strategy=place).remote(wanted) for node, place in on.items()}
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=WAIT_S)
         reports = []
@@ -141,8 +142,9 @@ def look_around(reach: Reach) -> list[NodeReport]:
             address, answer = node["NodeManagerAddress"], asked[node["NodeID"]]
             try:
                 found = ray.get(answer, timeout=0)
-                before = time.time()
-                there = ray.get(clock.options(scheduling_strategy=on[node["NodeID"]]).remote(), timeout=WAIT_S)
+                before = there = time.time()
+                if clocks:
+                    there = ray.get(clock.options(scheduling_strategy=on[node["NodeID"]]).remote(), timeout=WAIT_S)
             except ray.exceptions.GetTimeoutError:
                 reports.append(NodeReport(address, silent=f"no answer in {WAIT_S:.0f} s"))
             except ray.exceptions.RayError as error:
@@ -190,7 +192,7 @@ def check_nodes(reach: Reach, *, cpus: float, gpus: float, tell: Callable[[str],
     """Look around on all nodes and say how many trials fit; raise MetasearchError where a node must not run any."""
     import ray
 
-    reports = look_around(reach)
+    reports = look_around(reach, devices=memory_share(gpus) is not None, clocks=False)  # `doctor` looks for all
     if lines := refusals(reports, versions_here()):
         raise MetasearchError(f"{'; '.join(lines)}; `metasearch doctor --address` shows all")
     fitting = slots(ray.nodes(), cpus=cpus, gpus=gpus)

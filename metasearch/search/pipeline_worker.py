@@ -14,6 +14,7 @@ import torch
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import KeptFile, fetch_all, publish
+from metasearch.search.hanging import disarm
 from metasearch.search.versions import check_versions
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import Task, TaskSource, load_task
@@ -110,4 +111,5 @@ def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport,
         )
         if request.folder is None:
             return result
+        disarm()  # a shared folder that is full or away for some seconds is the machine's fault, not the trial's
         return replace(result, artefacts=publish(Path(made), request.folder))

@@ -27,8 +27,9 @@ from optuna.trial import TrialState
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.patience import Patience
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import LOSSES, open_storage
 from metasearch.search.worker import TrialRequest
 from tests.bench.counting import peak_mb

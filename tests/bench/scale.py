@@ -43,8 +43,9 @@ import optuna
 
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import RUN, is_finished, open_storage
 from metasearch.search.worker import TrialRequest
 from tests.bench.counting import counted_statements, peak_mb

@@ -21,9 +21,10 @@ from optuna.storages import RDBStorage
 
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.runner import Limits, Resources, StopFlag, _LedgerSearcher
 from metasearch.search.samplers import make_sampler
+from metasearch.search.searcher import LedgerSearcher
 from metasearch.search.space import load_space
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import create_study, load_study
 from metasearch.search.worker import TrialOutcome, TrialRequest
 from metasearch.transfer.prior import prior_of
@@ -82,7 +83,7 @@ def simulate(storage: RDBStorage, name: str, setting: Setting) -> Course:
         seed=SEED,
         objectives=("val_accuracy", "model_bytes"),
     )
-    searcher = _LedgerSearcher(ledger, Resources(workers=setting.slots), Limits(), StopFlag(), lambda _: None)
+    searcher = LedgerSearcher(ledger, at_once=lambda: setting.slots, stop=StopFlag())
     with counted_statements(storage.engine) as count:
         course = _run(searcher, setting)
     course.statements = count.sent / setting.trials
@@ -94,7 +95,7 @@ def simulate(storage: RDBStorage, name: str, setting: Setting) -> Course:
     return course
 
 
-def _run(searcher: _LedgerSearcher, setting: Setting) -> Course:
+def _run(searcher: LedgerSearcher, setting: Setting) -> Course:
     rng = np.random.default_rng([SEED, 1])
     durations = np.exp(rng.normal(math.log(MEAN_S) - SPREAD**2 / 2, SPREAD, setting.trials))
     course, now = Course(), 0.0

@@ -64,7 +64,7 @@ def test_another_start_or_early_stopping_make_another_study(
 
 @pytest.mark.usefixtures("nothing_built_in")
 def test_a_launch_that_would_run_other_configurations_first_is_told_so(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     queue: tuple[Config, ...] = ({"student.width": 8}, {"student.width": 9})
     options = Options(TaskSource("digits"), load_space("quick"), 4, "s", artefacts=str(tmp_path / "a"), enqueue=queue)
     prepare_study(storage, options)

@@ -53,7 +53,8 @@ def books_of(url: str, target: int) -> Ledger:
 def main(url: str, target: int) -> int:
     """Drive the study as `run_study` does, with trials that sleep."""
     from metasearch.search.lease import Lease
-    from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+    from metasearch.search.runner import Resources, drive, ray_running
+    from metasearch.search.stopping import StopFlag
     from metasearch.search.worker import TrialRequest
 
     seconds = SECONDS

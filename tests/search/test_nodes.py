@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from metasearch.errors import MetasearchError
-from metasearch.search import launch
+from metasearch.search import launch, nodes
 from metasearch.search.artefacts import KeptFile, probed
 from metasearch.search.connect import check_reachable
 from metasearch.search.nodes import NodeReport, Reach, examine, refusals
@@ -108,6 +108,30 @@ def test_a_database_is_reached_where_its_port_is_open() -> None:
         place = server.getsockname()[:2]
         assert problems(Reach(storage=place)) == {}
     assert "refused" in problems(Reach(storage=place))["storage"].lower()
+
+
+@pytest.mark.parametrize("devices", [True, False])
+def test_devices_are_looked_for_only_where_they_are_asked_for(devices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "gpu_devices", lambda: [("a GPU", 8)])
+    assert examine({**asdict(Reach()), "probe": "", "devices": devices})["devices"] == ([("a GPU", 8)] * devices)
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [(0.0, False), (0.25, True), (1.0, False)])
+def test_a_launch_asks_nodes_for_no_more_than_it_needs(
+    gpus: float, devices: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, bool]] = []
+
+    def look(reach: Reach, **what: bool) -> list[NodeReport]:
+        asked.append(what)
+        return [NodeReport("10.0.0.2", versions_here())]
+
+    monkeypatch.setattr(nodes, "look_around", look)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    told: list[str] = []
+    nodes.check_nodes(Reach(), cpus=1, gpus=gpus, tell=told.append)
+    assert asked == [{"devices": devices, "clocks": False}]
+    assert told
 
 
 # A worker process

@@ -14,8 +14,9 @@ from optuna.study import Study
 
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import RESULT, RUN
 from metasearch.search.worker import TrialRequest
 from metasearch.transfer import sampler as module
