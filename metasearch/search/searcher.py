@@ -48,9 +48,9 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
     """Hands Tune what the ledger asks, and the ledger what Tune reports.
 
     at_once: how many trials may run now. gpus: of each. progress: called after every change of the ledger. announced:
-    whether trials are to say when they begin: their GPU time counts from there, and there a hang is looked
-    for. fault: what went wrong on the driver's side, a storage that is away for instance. Tune would log it, and go on
-    as if the trial had failed; here it ends the search.
+    whether trials are to say when they begin, and where: their GPU time counts from then, and a hang is looked for
+    there. fault: what went wrong on the driver's side, a storage that is away for instance. Tune would log it, and go
+    on as if the trial had failed; here it ends the search.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
         self._progress(self._ledger)
 
     def _stop_if_used(self) -> None:
+        """End the search where the study's trials, those of earlier drivers too, have used its GPU-hours."""
         hours = self._limits.gpu_hours
         if hours is not None and self._ledger.gpu_seconds >= 3600 * hours:
             self._stop.set(GPU_HOURS_USED)

@@ -25,7 +25,9 @@ from metasearch.errors import InputError, MetasearchError, StorageError, TrialFa
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search import pipeline_worker, store
+from metasearch.search import searcher as searcher_module
 from metasearch.search.early_stopping import SuccessiveHalving
+from metasearch.search.hanging import Watch
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
 from metasearch.search.patience import Patience
 from metasearch.search.runner import Resources, drive, ray_running
@@ -397,14 +399,23 @@ def test_a_trial_is_published_without_a_time_limit(
     worker.cleanup()
 
 
-def test_a_worker_that_died_long_after_its_trial_was_asked_for_has_not_hung(study: Study) -> None:
-    books = ledger(study, 1)
-    searcher = LedgerSearcher(books, at_once=lambda: 1, limits=Limits(trial_s=0.01), stop=StopFlag())
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("left", ["", "Thread 0x1 (most recent call first): ..."])
+def test_a_worker_that_died_late_has_hung_only_if_its_timer_left_word_of_that(
+    study: Study, begun: bool, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher_module, "word_of", lambda watch: left)
+    searcher = LedgerSearcher(ledger(study, 1), at_once=lambda: 1, limits=Limits(trial_s=0.01), stop=StopFlag())
     searcher.suggest("a")
-    searcher._started[0] -= 3600.0  # it waited for a node
+    if begun:
+        searcher.report("a", {"begun": Watch("a node", "a file")})
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
     searcher.on_trial_complete("a", error=True)
     assert searcher.fault is None
-    assert study.trials[0].user_attrs == {LOSSES: 1}
+    hung = begun and bool(left)
+    assert reasons(study) == ({0: TIMED_OUT} if hung else {})
+    assert study.trials[0].user_attrs.get(LOSSES) == (None if hung else 1)
 
 
 @pytest.mark.slow
