@@ -26,12 +26,13 @@ def launch(
     trials: int = 32,
     workers: int | None = None,
     threads: int = 1,
+    gpus_per_trial: float = 0.0,
     storage: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Search the student for a task and return the final front, as `best` does.
 
-    task: as on the command line, or a TaskSource. storage: a URL. options: the other fields of
+    task: as on the command line, or a TaskSource. gpus_per_trial: fractions share a device. storage: a URL. options: the other fields of
     `metasearch.search.prepare.Options` (name, objectives, constraints, sampler, seed, device, ...), and teacher: as on
     the command line, or a TeacherSource.
     """
@@ -45,12 +46,18 @@ def launch(
     source = TaskSource(task) if isinstance(task, str) else task
     store = open_storage(storage_url() if storage is None else storage, create=True)
     _, name = prepare_study(store, Options(source=source, space=load_space(space), trials=trials, **options))
-    outcome = run_study(store, name, resources=Resources(workers=workers, threads=threads))
+    outcome = run_study(store, name, resources=Resources(workers, threads, gpus_per_trial))
     return find_best(_database(store.url), outcome.study.study_name).table.frame()
 
 
 def resume(
-    study: str, *, trials: int | None = None, workers: int | None = None, threads: int = 1, storage: str | None = None
+    study: str,
+    *,
+    trials: int | None = None,
+    workers: int | None = None,
+    threads: int = 1,
+    gpus_per_trial: float = 0.0,
+    storage: str | None = None,
 ) -> pd.DataFrame:
     """Go on with an interrupted search and return the final front."""
     from metasearch.report.queries import best as find_best
@@ -58,7 +65,7 @@ def resume(
     from metasearch.search.runner import Resources
 
     store = open_storage(storage_url() if storage is None else storage)
-    outcome = run_study(store, study, resources=Resources(workers=workers, threads=threads), trials=trials)
+    outcome = run_study(store, study, resources=Resources(workers, threads, gpus_per_trial), trials=trials)
     return find_best(_database(store.url), outcome.study.study_name).table.frame()
 
 
