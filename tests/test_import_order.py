@@ -43,6 +43,7 @@ LAYERS = [
     {"pipeline", "run", "stages"},
     {"search"},
     {"report"},
+    {"bundle"},
     {
         "cli",
         "prior_commands",
@@ -139,7 +140,7 @@ def test_an_upward_import_is_named(source: str) -> None:
 
 def test_a_name_of_the_whole_package_is_of_the_top_layer() -> None:
     assert offences("metasearch.pipeline", "from metasearch import launch") == [
-        "metasearch.pipeline (L5) imports metasearch.launch (L8)"
+        "metasearch.pipeline (L5) imports metasearch.launch (L9)"
     ]
 
 
@@ -153,6 +154,7 @@ LIGHT = [
     "metasearch.cli",
     "metasearch.report.queries",
     "metasearch.report.page.render",
+    "metasearch.bundle.runtime",
     "metasearch.search.store",
     "metasearch.search.priors",
     "metasearch.tasks",
