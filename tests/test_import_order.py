@@ -55,6 +55,7 @@ LAYERS = [
         "doctor_command",
         "doctor_cluster",
         "submit_command",
+        "export_command",
         "watch_command",
         "completion",
         "dashboard_command",
