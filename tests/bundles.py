@@ -52,7 +52,7 @@ def made_trial(
 
 
 def make_bundle(folder: Path, config: Mapping[str, Any] | None = None, **options: Any) -> Path:
-    """Write the bundle of a trial with SMALL and `config` into folder/bundle; return its path. options: of made_trial."""
+    """Write the bundle of a trial with SMALL and `config` as folder/bundle; return its path. options: of made_trial."""
     chosen, files, task = made_trial(folder, config or {}, **options)
     write_bundle(chosen, files, task, folder / "bundle")
     return folder / "bundle"

@@ -26,7 +26,7 @@ from metasearch.parameters import FAMILY_NAMES, LOSS_NAMES
 from metasearch.pipeline import ONNX_FILE, TUNED_FILE, WEIGHTS_FILE, pipeline_steps, run_pipeline
 from metasearch.policies import Policy
 from metasearch.prune import total_channels
-from metasearch.quantize import quantize
+from metasearch.quantize import quantize as quantized
 from metasearch.records import METRICS, EpochReport, TrialResult
 from metasearch.taps import Tap
 from metasearch.tasks.task import Augmentation, Task
@@ -524,9 +524,9 @@ def test_a_tuned_network_is_kept_in_floats_too_and_quantizes_to_what_is_deployed
     student = lower(load_weights(tmp_path / WEIGHTS_FILE), normalisation=TASK.normalisation, input_shape=(1, 8, 8))
     tuned = student.with_float_tensors(read_tensors(tmp_path / TUNED_FILE)[1])
     deployed = onnx_logits(tmp_path / ONNX_FILE, TASK.validation.inputs)
-    remade = quantize(tuned, stages.calibration_inputs(TASK))(TASK.validation.inputs)
+    remade = quantized(tuned, stages.calibration_inputs(TASK))(TASK.validation.inputs)
     assert agreement(remade, deployed) >= 0.98
-    assert not torch.allclose(quantize(student, stages.calibration_inputs(TASK))(TASK.validation.inputs), remade)
+    assert not torch.allclose(quantized(student, stages.calibration_inputs(TASK))(TASK.validation.inputs), remade)
     with pytest.raises(ValueError, match="must hold the weights and biases of this network"):
         student.with_float_tensors({})
 

@@ -1,6 +1,6 @@
 """MODEL_CARD.md: what a bundle's network is, how good, how it was made and what it is not known to do.
 
-The format is Hugging Face's: YAML between two lines of dashes, then Markdown. A section with nothing to say is left out.
+The format is Hugging Face's: YAML between two lines of dashes, then Markdown. A section without content is left out.
 """
 
 from __future__ import annotations
@@ -128,17 +128,23 @@ def _parity_text(described: Mapping[str, Any], float_accuracy: float) -> str:
 
 def _input_text(described: Mapping[str, Any]) -> str:
     shape, pre = described["input_shape"], described["preprocessing"]
-    n = described["normalisation"]
-    numbers = "; ".join(f"{name} {', '.join(f'{v:.6g}' for v in n[name][:8])}" for name in ("scale", "shift"))
-    inside = f"The normalisation `x * scale + shift` is inside the graph ({numbers}{', ...' if len(n['scale']) > 8 else ''})."
+    inside = f"The normalisation `x * scale + shift` is inside the graph ({_numbers(described['normalisation'])})."
     if not pre:
         return f"`input`: (batch, {shape[0]}) float32, as in the data; `logits`: (batch, classes). {inside}"
     kind = "grey" if pre["mode"] == "L" else "RGB"
     width, height = pre["size"]
     return (
-        f"`input`: (batch, {shape[0]}, {height}, {width}) uint8, {kind}; `logits`: (batch, classes). Image files are made "
-        f"{kind}, transparent pixels laid over {pre['transparent']}, and resized to {width} x {height} "
-        f"({pre['resample']}, antialiased); `predict.py` does so. {inside}"
+        f"`input`: (batch, {shape[0]}, {height}, {width}) uint8, {kind}; `logits`: (batch, classes). `predict.py` makes "
+        f"image files so: {kind}, transparent pixels laid over {pre['transparent']}, resized to {width} x {height} "
+        f"({pre['resample']}, antialiased). {inside}"
+    )
+
+
+def _numbers(normalisation: Mapping[str, Sequence[float]], most: int = 8) -> str:
+    """Return scale and shift in six digits, of many features the first."""
+    return "; ".join(
+        f"{name} {', '.join(f'{value:.6g}' for value in values[:most])}{', ...' if len(values) > most else ''}"
+        for name, values in normalisation.items()
     )
 
 
@@ -163,7 +169,11 @@ def _training(chosen: Chosen, c: Configuration) -> list[str]:
     ]
     headings = ["stage", "seconds", "validation accuracy", "parameters", "MACs", "bytes"]
     configuration = yaml.safe_dump(dict(chosen.result.config), sort_keys=True, allow_unicode=True)
-    return [text, _table(headings, rows), f"Its configuration, seed {chosen.result.seed}:\n\n```yaml\n{configuration}```"]
+    return [
+        text,
+        _table(headings, rows),
+        f"Its configuration, seed {chosen.result.seed}:\n\n```yaml\n{configuration}```",
+    ]
 
 
 def _controls(chosen: Chosen) -> str:

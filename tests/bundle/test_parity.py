@@ -65,7 +65,7 @@ def test_a_file_is_the_network_that_it_was_written_from(family: str, int8: bool,
         ("convnet", True, "convolution_3.weight", "convolution_3"),
         ("convnet", False, "normalisation.shift", "normalised"),
         ("mlp", False, "logits.weight", "logits"),
-        ("resnet", True, "convolution_3.weight", "convolution_3"),
+        ("mlp", True, "logits.weight", "logits"),
         (USERS, False, "module.blocks.1.weight", "conv2d_3"),
     ],
 )
