@@ -47,12 +47,14 @@ from metasearch.flags import (
     with_flags,
 )
 from metasearch.meta_command import meta_train
+from metasearch.predict_command import predict
 from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
 from metasearch.submit_command import logs, stop_job, submit_arguments
 from metasearch.transfer_command import transfer
+from metasearch.verify_command import verify
 from metasearch.watch_command import status, watch
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ app.command()(status)
 app.command()(watch)
 app.command()(logs)
 app.command()(dashboard)
+app.command()(verify)
+app.command()(predict)
 app.command()(doctor)
 
 

@@ -46,6 +46,8 @@ LAYERS = [
     {"bundle"},
     {
         "cli",
+        "predict_command",
+        "verify_command",
         "prior_commands",
         "query_commands",
         "report_command",

@@ -18,9 +18,10 @@ from metasearch.bundle.predict import logits_of, open_session
 from metasearch.bundle.program import exported_program, open_program
 from metasearch.errors import InputError
 from metasearch.measure import accuracy, agreement, predict
+from metasearch.models import FAMILIES, NetworkSpec
 from metasearch.models.lowered import LOGITS, NORMALISED, LoweredNetwork, Operation, apply, run
 from metasearch.models.module_network import ModuleNetwork
-from metasearch.models.weights import load_weights
+from metasearch.models.weights import describe_weights, load_weights
 from metasearch.quantize import QuantizedNetwork
 from metasearch.run import Deployed
 from metasearch.tasks.task import Normalisation
@@ -87,7 +88,8 @@ def compare(bundle: Bundle, inputs: Tensor, labels: Tensor) -> Parity:
     Raises InputError for a file that is damaged or breaks a rule.
     """
     in_float = None
-    if bundle.int8:
+    spec = describe_weights(bundle.path(WEIGHTS))["spec"]
+    if bundle.int8 and NetworkSpec.parse(spec).family in FAMILIES:
         network = load_weights(bundle.path(WEIGHTS))
         scale, shift = (tuple(bundle.normalisation[name]) for name in ("scale", "shift"))
         in_float = predict(network, inputs, prepare=Normalisation(scale, shift))
