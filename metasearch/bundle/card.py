@@ -15,6 +15,7 @@ from metasearch.bundle.choosing import Chosen
 from metasearch.configuration import Configuration
 from metasearch.report.tables import RUNS, metric_text
 
+UNCOMPRESSED = "same student, uncompressed"
 ROWS = {
     "val_accuracy": "accuracy, validation",
     "test_accuracy": "accuracy, test",
@@ -33,18 +34,18 @@ def model_card(
     chosen: Chosen,
     described: Mapping[str, Any],
     *,
-    references: Mapping[str, Mapping[str, float]],
+    uncompressed: Mapping[str, float],
     float_accuracy: float,
 ) -> str:
     """Return the card as Markdown.
 
-    described: the fields of the bundle's document. references: what is measured of each. float_accuracy: of the float
-    network on the validation data.
+    described: the fields of the bundle's document. uncompressed: what is measured of the same student
+    without compression, nothing where it was not trained. float_accuracy: of the float network on validation data.
     """
     c = Configuration.of(chosen.result.config)
     sections = [
         ("", [_about(chosen, described, c)]),
-        ("Results", [_results(chosen, references), _parity_text(described, float_accuracy)]),
+        ("Results", [_results(chosen, uncompressed), _parity_text(described, float_accuracy)]),
         ("Input", [_input_text(described)]),
         ("Use", [_use_text(described)]),
         ("Training", _training(chosen, c)),
@@ -87,12 +88,10 @@ def _about(chosen: Chosen, described: Mapping[str, Any], c: Configuration) -> st
     )
 
 
-def _results(chosen: Chosen, references: Mapping[str, Mapping[str, float]]) -> str:
+def _results(chosen: Chosen, uncompressed: Mapping[str, float]) -> str:
     final = {name: value for name, value in chosen.final.items() if value is not None}
     own = {**chosen.result.metrics, **final}
-    columns = {"this network": own, "teacher": chosen.teacher.get("metrics", {})}
-    if "student" in references:
-        columns["same student, uncompressed"] = references["student"]
+    columns = {"this network": own, "teacher": chosen.teacher.get("metrics", {}), UNCOMPRESSED: uncompressed}
     columns = {heading: metrics for heading, metrics in columns.items() if metrics}
     rows = []
     for name, words in ROWS.items():
@@ -184,7 +183,7 @@ def _controls(chosen: Chosen) -> str:
 def _limits(chosen: Chosen, described: Mapping[str, Any]) -> list[str]:
     lines = ["It knows the classes above only: whatever it is shown becomes one of them."]
     if "test_accuracy" not in chosen.final:
-        lines.append("It was chosen by its validation accuracy, which therefore flatters it; no test split was read.")
+        lines.append("It was chosen on the validation data, which therefore flatter it; the test split was not read.")
     if chosen.rebuilt:
         lines.append(
             "The search's own files were gone: its pipeline was run again with the same configuration and seed, and "

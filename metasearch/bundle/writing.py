@@ -84,10 +84,10 @@ def write_bundle(
             tell("ExecuTorch's program")
             write_portable(network, folder / PORTABLE)
             _require_same(portable_logits(folder / PORTABLE), network, task, place=f"{PORTABLE} of {chosen.place}")
-        measured = write_references(folder, chosen, task, tell=tell) if references else {}
+        uncompressed = write_references(folder, chosen, task, tell=tell) if references else {}
         described = _described(chosen, folder, network, task, parity, licence)
         float_accuracy = accuracy(float_logits, task.validation.labels)
-        card = model_card(chosen, described, references=measured, float_accuracy=float_accuracy)
+        card = model_card(chosen, described, uncompressed=uncompressed, float_accuracy=float_accuracy)
         (folder / CARD).write_text(card, encoding="utf-8")
         shutil.copyfile(str(script.__file__), folder / SCRIPT)
         write_document(folder, **described)

@@ -41,6 +41,7 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "mlp int8 of vectors": ({"student.family": "mlp"}, (6,)),
     "mlp float of vectors": ({"student.family": "mlp", "quantize": "none"} | HALVED, (6,)),
     "a user's family, pruned": (USERS | HALVED, (1, 8, 8)),
+    "a user's family, int8": ({"student.family": "tests.user_networks:plain"}, (1, 8, 8)),
 }
 
 
@@ -184,7 +185,7 @@ def test_a_teacher_that_is_no_single_network_is_left_out(tmp_path: Path) -> None
     chosen, _, task = made_trial(tmp_path, {}, teacher={"members": [member, member]})
     told: list[str] = []
     measured = write_references(tmp_path, chosen, task, tell=told.append)
-    assert list(measured) == ["student"]
+    assert 0 < measured["val_accuracy"] <= 1
     assert [path.name for path in (tmp_path / "references").iterdir()] == ["student.onnx"]
     assert told[0].startswith("teacher mlp:width=4,depth=1 + mlp:width=4,depth=1: is no network that can be written")
 
