@@ -52,7 +52,7 @@ def read_image(
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"is no image of {', '.join(FORMATS)}") from error
+        raise ImageError(f"is damaged, or no image of {', '.join(FORMATS)}") from error
     except FileNotFoundError as error:
         raise ImageError("is not there") from error
     except Exception as error:  # a damaged file fails anywhere in Pillow, with any exception
@@ -156,8 +156,10 @@ def _is_header(line: list[str]) -> bool:
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error without the file's name, which some end with."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].split(" '")[0].rstrip(":") if lines else type(error).__name__
+    return lines[0].split(" '")[0] if lines else type(error).__name__
 
 
 if __name__ == "__main__":
