@@ -43,11 +43,9 @@ def predict(
 
     Example: metasearch predict BUNDLE photos --top 3
     """
-    from PIL import Image
-
     from metasearch.bundle.runtime import open_bundle
 
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image has a limit of its own
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged file has its one line
     opened = open_bundle(bundle, threads=threads)
     found: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []

@@ -52,7 +52,7 @@ def read_image(
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"is no image of {', '.join(FORMATS)}") from error
+        raise ImageError(f"is damaged, or no image of {', '.join(FORMATS)}") from error
     except FileNotFoundError as error:
         raise ImageError("is not there") from error
     except Exception as error:  # a damaged file fails anywhere in Pillow, with any exception
@@ -68,16 +68,8 @@ def read_rows(file: str | Path | BinaryIO, input_shape: tuple[int, ...]) -> np.n
     if len(input_shape) != 1:
         raise ImageError("the network takes images, no vectors")
     try:
-        content = Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read()
-        if content.startswith(np.lib.format.MAGIC_PREFIX):
-            loaded = np.load(io.BytesIO(content), allow_pickle=False)
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
-                rows = np.atleast_2d(loaded).astype(np.float32, casting="same_kind")
-        else:
-            lines = [line for line in csv.reader(content.decode("utf-8-sig").splitlines()) if line]
-            if not lines:
-                raise ImageError("holds no rows")
-            rows = np.array(lines[_is_header(lines[0]) :], np.float32).reshape(-1, len(lines[0]))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            rows = _rows(Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read())
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -118,7 +110,7 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         sys.stderr.write(f"usage: python {Path(__file__).name} IMAGE...\n")
         return 2
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image has a limit of its own
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged file has its one line
     folder = Path(__file__).resolve().parent
     bundle = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     shape = tuple(bundle["input_shape"])
@@ -146,6 +138,17 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
+def _rows(content: bytes) -> np.ndarray:
+    """Return the rows of a .npy file or a CSV, (N, columns)."""
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        return np.atleast_2d(loaded).astype(np.float32, casting="same_kind")
+    lines = [line for line in csv.reader(content.decode("utf-8-sig").splitlines()) if line]
+    if not lines:
+        raise ImageError("holds no rows")
+    return np.array(lines[_is_header(lines[0]) :], np.float32).reshape(-1, len(lines[0]))
+
+
 def _is_header(line: list[str]) -> bool:
     try:
         [float(cell) for cell in line]
@@ -156,8 +159,10 @@ def _is_header(line: list[str]) -> bool:
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error without the file's name, which some end with."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].split(" '")[0].rstrip(":") if lines else type(error).__name__
+    return lines[0].split(" '")[0] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

@@ -157,7 +157,8 @@ def _data_finding(bundle: Bundle, data_root: str | None) -> Finding:
     try:
         task = _load_data(bundle, data_root)
     except MetasearchError as error:
-        return Finding("data", None if data_root is None else False, f"not run on validation data: {error}")
+        hint = "; --data-root says where its data are" if data_root is None else ""
+        return Finding("data", None if data_root is None else False, f"not run on validation data: {error}{hint}")
     return _finding("data", lambda: _check_data(bundle, task))
 
 

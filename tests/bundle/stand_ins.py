@@ -34,11 +34,11 @@ def write_stand_in(
     write_program(deployed, folder / PROGRAM)
     (folder / CARD).write_text("# A stand-in\n", encoding="utf-8")
     (folder / SCRIPT).write_bytes(Path(predict.__file__).read_bytes())
-    return write_document(folder, **(_described(task, int8=int8) | changed))
+    return write_document(folder, **(described(task, int8=int8) | changed))
 
 
-def _described(task: Task, *, int8: bool) -> dict[str, Any]:
-    """Return the fields of bundle.json, with numbers that nothing has measured."""
+def described(task: Task, *, int8: bool) -> dict[str, Any]:
+    """Return the fields of a bundle.json, with numbers that nothing has measured."""
     return {
         "name": "stand-in-trial-7",
         "class_names": list(task.class_names),
