@@ -6,7 +6,7 @@
 #
 # The same line again goes on with the study, and so does the job itself where it is run again: out of time, preempted,
 # or a node lost. `scancel` ends it for good, and the study can be resumed.
-# METASEARCH_STORAGE: PostgreSQL, with the password in ~/.pgpass. Without it: SQLite in METASEARCH_HOME, which must then
+# METASEARCH_STORAGE, in ~/.metasearch.env or your environment: PostgreSQL, with the password in ~/.pgpass. Without it: SQLite in METASEARCH_HOME, which must then
 # be on a file system whose locks work (NFS version 4, Lustre with flock).
 #SBATCH --job-name=metasearch
 #SBATCH --nodes=4
@@ -25,11 +25,14 @@ if [ "$#" -lt 3 ] || [ ! -f "$here/start_or_resume.sh" ]; then
     echo "slurm.sh: call it from the checkout: sbatch cluster/slurm.sh STUDY [FLAGS...] -- TASK [FLAGS...]" >&2
     exit 2
 fi
+# shellcheck source-path=SCRIPTDIR source=waiting.sh
+. "$here/waiting.sh"
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+. "$here/environment.sh"
 study=$1
 shift
 
 export METASEARCH_HOME=${METASEARCH_HOME:-$HOME/.metasearch}
-export PATH="${METASEARCH_VENV:-$HOME/metasearch-venv}/bin:$PATH"
 head=$SLURMD_NODENAME
 # Not --ip-address: that is loopback where /etc/hosts says so, and Ray does not answer there.
 head_ip=${METASEARCH_HEAD_IP:-$(hostname --all-ip-addresses | cut -d ' ' -f 1)}
@@ -41,15 +44,20 @@ secrets=$METASEARCH_HOME/slurm-$SLURM_JOB_ID
 mkdir -p "$METASEARCH_HOME"
 rm -rf "$secrets"
 (umask 077; mkdir "$secrets"; python3 -c 'import secrets; print(secrets.token_hex(32), end="")' > "$secrets/token")
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secrets/token
+export RAY_AUTH_TOKEN_PATH=$secrets/token
 
 driver=
 nearly_over=
 end() {
+    local code=$?
     # The steps first: `ray start --block` takes its node's processes along.
     kill "${steps[@]}" 2> /dev/null || true
     wait "${steps[@]}" 2> /dev/null || true
     rm -rf "$secrets"
+    if [ -n "$nearly_over" ] && [ "$code" != 0 ]; then
+        echo "slurm.sh: out of time; $study goes on when Slurm runs the job again" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
 }
 steps=()
 trap end EXIT
@@ -70,9 +78,12 @@ step() {
 step --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --block --disable-usage-stats --temp-dir="$sockets" \
     --node-ip-address="$head_ip" --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$((port + 5000))" \
     --num-cpus="$((SLURM_CPUS_PER_TASK > 2 ? SLURM_CPUS_PER_TASK - 2 : 1))"
-for _ in $(seq 60); do
-    if ray health-check --address "$head_ip:$port" > /dev/null 2>&1; then
-        break
+tries=60
+until ray health-check --address "$head_ip:$port" > /dev/null 2>&1; do
+    tries=$((tries - 1))
+    if [ "$tries" = 0 ]; then
+        echo "slurm.sh: Ray's head does not answer at $head_ip:$port; METASEARCH_HEAD_IP says another address" >&2
+        exit 1
     fi
     sleep 2
 done
@@ -84,15 +95,4 @@ fi
 
 "$here/start_or_resume.sh" "$study" --address "$head_ip:$port" "$@" &
 driver=$!
-code=0
-wait "$driver" || code=$?
-while kill -0 "$driver" 2> /dev/null; do
-    code=0
-    wait "$driver" || code=$?
-done
-if [ -n "$nearly_over" ] && [ "$code" != 0 ]; then
-    end
-    echo "slurm.sh: out of time; $study goes on when Slurm runs the job again" >&2
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
+wait_until_ended "$driver"

@@ -7,6 +7,8 @@
 # While the storage is away, or a dead driver still holds the study (a minute), it tries again: METASEARCH_TRIES times
 # in all (6), METASEARCH_WAIT_S seconds apart (20). SIGTERM stops the driver in good order. Exits as metasearch does.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=waiting.sh
+. "$(dirname "${BASH_SOURCE[0]}")/waiting.sh"
 if [ "$#" -lt 3 ]; then
     echo "usage: start_or_resume.sh STUDY [FLAGS of launch and resume...] -- TASK [FLAGS of launch...]" >&2
     exit 2
@@ -28,17 +30,12 @@ stopped=
 driver=
 trap 'stopped=1; [ -z "$driver" ] || kill -TERM "$driver" 2> /dev/null || true' TERM INT
 
-# bash runs a trap only once what it waits for has ended, and `wait` is what a signal ends at once.
 waited_for() {
     "$@" &
     driver=$!
     [ -z "$stopped" ] || kill -TERM "$driver"  # told between two lines
     code=0
-    wait "$driver" || code=$?
-    while kill -0 "$driver" 2>/dev/null; do
-        code=0
-        wait "$driver" || code=$?
-    done
+    wait_until_ended "$driver" || code=$?
     driver=
     return "$code"
 }

@@ -24,11 +24,13 @@ from metasearch.export_command import export
 from metasearch.flags import (
     AsJson,
     BudgetFlags,
+    ChoiceFlags,
     DataRoot,
     Detach,
     Device,
     Download,
     EarlierFlags,
+    GoalFlags,
     ImageSize,
     MaxTrain,
     MetaFamily,
@@ -42,7 +44,6 @@ from metasearch.flags import (
     TaskText,
     TeacherFlags,
     Unlabelled,
-    WarmStartText,
     read_configurations,
     with_flags,
 )
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from metasearch.search.launch import Outcome
+    from metasearch.search.store import StudyDescription
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -100,17 +102,11 @@ def launch(
     resources: ResourceFlags,
     device: Device = "auto",
     teacher: TeacherFlags,
-    objective: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
-    ] = None,
-    constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None,
-    sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer",
-    warm_start: WarmStartText = "auto",
-    enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None,
+    goal: GoalFlags,
+    choice: ChoiceFlags,
     start: StartFlags,
     meta_family: MetaFamily = None,
     earlier: EarlierFlags,
-    early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
     task: TaskFlags,
     artefacts: Annotated[
@@ -129,7 +125,10 @@ def launch(
     Example: metasearch launch fashion_mnist --data-root DIR --max-train 10000 --constraint "model_bytes<=25kB"
     """
     if submit is not None or detach:
-        submit_arguments(submit, study=name, stem=f"{task.task}-{Path(space).stem}", storage=storage, detach=detach)
+        tasks = {"TASK": task.task, "--unlabelled": task.unlabelled}
+        tasks |= {"--source": start.source_task, "--meta-family": meta_family}
+        stem = f"{task.task}-{Path(space).stem}"
+        submit_arguments(submit, study=name, stem=stem, storage=storage, detach=detach, tasks=tasks)
         return
     from metasearch.search.space import load_space
     from metasearch.search.store import open_storage, storage_url
@@ -154,34 +153,31 @@ def launch(
     options = Options(
         source=source,
         space=loaded,
+        trials=allowed.trials,
+        timeout_s=allowed.timeout_s,
+        trial_timeout_s=allowed.trial_timeout_s,
+        gpu_hours=allowed.gpu_hours,
         name=name,
-        objectives=tuple(objective or ()),
-        constraints=tuple(constraint or ()),
-        sampler=sampler,
+        objectives=tuple(goal.objective or ()),
+        constraints=tuple(goal.constraint or ()),
+        sampler=choice.sampler,
         seed=seed,
         teacher=teacher.source(),
         device=device,
-        early_stopping=early_stopping,
-        enqueue=() if enqueue is None else tuple(read_configurations(enqueue)),
+        early_stopping=choice.early_stopping,
+        enqueue=choice.enqueued(),
         artefacts=artefacts,
-        warm_start=warm_start,
+        warm_start=choice.warm_start,
         init_from=start.init_from,
         meta=files,
         joint=start.joint(source),
         decided=earlier.decided(),
-        **allowed,
     )
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
-        shown = {
-            "name": study_name,
-            **vars(description),
-            "searched": sorted(description.parsed_space().distributions()),
-        }
-        del shown["space"]
-        typer.echo(json.dumps(shown, indent=2))
-        return
-    _run(store, study_name, resources)
+        _print_plan(study_name, description)
+    else:
+        _run(store, study_name, resources)
 
 
 @app.command()
@@ -200,7 +196,7 @@ def resume(
 ) -> None:
     """Go on with a search that was interrupted, or enlarge one that is done."""
     if submit is not None or detach:
-        submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach)
+        submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach, tasks={})
         return
     _run(_store(storage), study, resources, trials=trials, accept_versions=accept_versions)
 
@@ -227,7 +223,8 @@ def run(
     Configuration.of(configurations[0], config)
     source = task.source(seed)
     from metasearch import run_configuration
-    from metasearch.search.prepare import initial_files
+    from metasearch.search.artefacts import fetch_all
+    from metasearch.search.starts import initial_files
 
     console = _console()
     result = run_configuration(
@@ -237,7 +234,7 @@ def run(
         device=device,
         seed=seed,
         save_to=to,
-        initial=initial_files(lambda: _store(storage), start.init_from, start.meta or ()),
+        initial=fetch_all(initial_files(lambda: _store(storage), start.init_from, start.meta or ())),
         joint=start.joint(source),
         report=lambda e: console.print(
             f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"
@@ -366,6 +363,12 @@ def _storage_errors() -> Iterator[None]:
 
         with storage_errors(""):
             raise error
+
+
+def _print_plan(name: str, description: StudyDescription) -> None:
+    shown = {"name": name, **vars(description), "searched": sorted(description.parsed_space().distributions())}
+    del shown["space"]
+    typer.echo(json.dumps(shown, indent=2))
 
 
 def _run(

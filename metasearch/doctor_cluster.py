@@ -8,14 +8,15 @@ from urllib.parse import urlsplit
 
 from metasearch.errors import MetasearchError
 from metasearch.findings import FAILURE, OK, WARNING, Finding
-from metasearch.search.nodes import NodeReport, Reach, look_around, unlike, versions_here
+from metasearch.search.nodes import NodeReport, Reach, look_around
+from metasearch.search.versions import unlike, versions_here
 
 CLOCK_WARNING_S, CLOCK_FAILURE_S = 5.0, 30.0
 """A driver that has not renewed its lease for 60 s counts as dead, by the clock of whoever looks."""
 TOKEN = "start every node with RAY_AUTH_MODE=token and one token (`ray get-auth-token --generate` makes it)"
 LOOPBACK = ("127.", "localhost", "[::1]")
 REMEDIES = {
-    "data": "put the data at this path on every node, or --data-root names one that all see",
+    "data_root": "put the data at this path on every node, or --data-root names one that all see",
     "artefacts": "--artefacts names a folder that all nodes see, or a URL",
     "storage": "trials need none; before a driver runs there, open the database's port to this node",
 }
@@ -30,12 +31,12 @@ def cluster_findings(
     """
     import ray
 
-    from metasearch.folders import home_folder
+    from metasearch.folders import artefact_folder
     from metasearch.search.runner import Resources, ray_running
 
     try:
         place = storage_place(storage)
-        reach = Reach(data_root=data_root, artefacts=artefacts or str(home_folder() / "artefacts"), storage=place)
+        reach = Reach(data_root=data_root, artefacts=artefacts or str(artefact_folder()), storage=place)
         with ray_running(Resources(address=address)):
             nodes, reports = ray.nodes(), look_around(reach)
             dashboard = ray._private.worker.get_dashboard_url()
@@ -110,7 +111,7 @@ def node_findings(report: NodeReport, here: Mapping[str, str]) -> Iterator[Findi
         yield Finding(what, FAILURE, "; ".join(wrong), "install with one constraints.txt on all nodes, from one commit")
     for name, problem in report.problems.items():
         level = WARNING if name == "storage" else FAILURE  # only a driver opens it
-        yield Finding(what, level, f"{name}: {problem}", REMEDIES[name])
+        yield Finding(what, level, f"{name.replace('_', ' ')}: {problem}", REMEDIES[name])
     off = abs(report.clock_s)
     if off >= CLOCK_WARNING_S:
         level = FAILURE if off >= CLOCK_FAILURE_S else WARNING

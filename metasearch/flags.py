@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,7 +105,7 @@ InitFrom = Annotated[
     str | None,
     typer.Option(
         "--init-from",
-        metavar="STUDY|FILE",
+        metavar="STUDY|FILE|URL",
         help="What student.init=prior_student starts from: the best student of a study, or a weights file.",
         autocompletion=complete_study,
     ),
@@ -113,7 +113,9 @@ InitFrom = Annotated[
 MetaFiles = Annotated[
     list[str] | None,
     typer.Option(
-        "--meta", metavar="FILE", help="What `metasearch meta-train` made, for student.init or kind network; repeat."
+        "--meta",
+        metavar="FILE|URL",
+        help="What `metasearch meta-train` made, for student.init or kind network; repeat.",
     ),
 ]
 MetaFamily = Annotated[
@@ -156,8 +158,6 @@ FixStrategy = Annotated[
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs, and torch threads, of a trial.")]
 GpusPerTrial = Annotated[float, typer.Option(min=0, help="GPUs of a trial; fractions share a device.")]
-TrialTimeout = Annotated[str | None, typer.Option(help="A trial that takes longer has failed, hung or not.")]
-GpuHours = Annotated[float | None, typer.Option(min=0, help="End the search when its trials have used so many.")]
 Address = Annotated[
     str | None, typer.Option(help="Of a Ray cluster (auto: the one this machine is in). Default: local.")
 ]
@@ -252,25 +252,76 @@ class EarlierFlags:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a new search may use; None: as much as it needs. Raises InputError for a limit that leaves it nothing."""
+
+    trials: int
+    timeout_s: float | None
+    trial_timeout_s: float | None
+    gpu_hours: float | None
+
+    def __post_init__(self) -> None:
+        limits = {
+            "--timeout": self.timeout_s,
+            "--trial-timeout": self.trial_timeout_s,
+            "--gpu-hours": self.gpu_hours,
+        }
+        for place, limit in limits.items():
+            if limit is not None and not limit > 0:
+                raise InputError(place, "must be above 0", limit)
+
+
+@dataclass(frozen=True)
+class GoalFlags:
+    """What a command is told of what a search is to reach."""
+
+    objective: Annotated[
+        list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
+    ] = None
+    constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None
+
+
+@dataclass(frozen=True)
+class ChoiceFlags:
+    """What a command is told of how a search chooses its trials, and which it ends early."""
+
+    sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer"
+    warm_start: WarmStartText = "auto"
+    enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None
+    early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False
+
+    def enqueued(self) -> tuple[dict[str, Any], ...]:
+        """Return the configurations to run first."""
+        return () if self.enqueue is None else tuple(read_configurations(self.enqueue))
+
+
+@dataclass(frozen=True)
 class BudgetFlags:
-    """What a new search may use."""
+    """What a command is told of what a new search may use."""
 
     trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32
     timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None
-    trial_timeout: TrialTimeout = None
-    gpu_hours: GpuHours = None
+    trial_timeout: Annotated[
+        str | None, typer.Option(help="A trial whose own steps take longer has failed, hung or not.")
+    ] = None
+    gpu_hours: Annotated[
+        float | None,
+        typer.Option(
+            help="End the search when its trials have used so many: each its share of a GPU from its begin to its "
+            "end, lost and stopped ones, too. Final runs and controls come on top.",
+        ),
+    ] = None
 
-    def budget(self, *, gpus_per_trial: float) -> dict[str, Any]:
-        """Return the fields of Options that say so. Raises InputError for GPU-hours of trials without a GPU."""
+    def budget(self, *, gpus_per_trial: float) -> Budget:
+        """Return it as numbers. Raises InputError for GPU-hours of trials without a GPU."""
         if self.gpu_hours is not None and not gpus_per_trial:
             raise InputError("--gpu-hours", "needs --gpus-per-trial", self.gpu_hours)
-        limit = self.trial_timeout
-        return {
-            "trials": self.trials,
-            "timeout_s": None if self.timeout is None else seconds(self.timeout),
-            "trial_timeout_s": None if limit is None else seconds(limit, place="--trial-timeout"),
-            "gpu_hours": self.gpu_hours,
-        }
+        return Budget(
+            trials=self.trials,
+            timeout_s=seconds(self.timeout, place="--timeout"),
+            trial_timeout_s=seconds(self.trial_timeout, place="--trial-timeout"),
+            gpu_hours=self.gpu_hours,
+        )
 
 
 @dataclass(frozen=True)
@@ -289,17 +340,15 @@ class ResourceFlags:
         return Resources(self.workers, self.threads, self.gpus_per_trial, self.address)
 
 
-GROUPS = (TaskFlags, TeacherFlags, StartFlags, EarlierFlags, BudgetFlags, ResourceFlags)
-
-
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose parameters of GROUPS are as many flags, as Typer wants them."""
+    """Return a command whose parameters that are dataclasses are a flag a field, as Typer wants them."""
     groups: dict[str, type[Any]] = {}
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if parameter.annotation in GROUPS:
-            groups[parameter.name] = parameter.annotation
-            flags += inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+        group = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            groups[parameter.name] = group
+            flags += inspect.signature(group, eval_str=True).parameters.values()
         else:
             flags.append(parameter)
 
@@ -329,8 +378,10 @@ def read_configurations(path: str) -> list[dict[str, Any]]:
     return found
 
 
-def seconds(text: str, *, place: str = "--timeout") -> float:
-    """Return the seconds that a text such as 90s, 30m or 2h means. Raises InputError, which names the place."""
+def seconds(text: str | None, *, place: str) -> float | None:
+    """Return the seconds that a text such as 90s, 30m or 2h means, None for none. Raises InputError at the place."""
+    if text is None:
+        return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text)
     if match is None:
         raise InputError(place, "must be a number with s, m or h, such as 30m", text)

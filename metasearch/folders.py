@@ -14,3 +14,8 @@ def home_folder() -> Path:
 def cache_folder() -> Path:
     """Return home_folder()/cache: whatever lies in it can be made again from its sources."""
     return home_folder() / "cache"
+
+
+def artefact_folder() -> Path:
+    """Return home_folder()/artefacts, where searches keep the weights of their students unless told otherwise."""
+    return home_folder() / "artefacts"

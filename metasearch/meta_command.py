@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ import typer
 
 from metasearch.completion import complete_task
 from metasearch.errors import InputError, StorageError
-from metasearch.flags import AsJson, DataRoot, Download, ImageSize, Seed
+from metasearch.flags import AsJson, DataRoot, Download, ImageSize, Seed, with_flags
 from metasearch.parameters import META_INITS, POLICY_METHOD
 from metasearch.spelling import hint
 
@@ -32,28 +32,56 @@ if TYPE_CHECKING:
 METHOD_NAMES = (*META_INITS, POLICY_METHOD)
 
 
-def meta_train(
-    family: Annotated[
-        str,
-        typer.Argument(
-            metavar="FAMILY",
-            help="TASK@groups, TASK@classes:SIZE, TASK@random:COUNT, TASK,TASK,...",
-            autocompletion=complete_task,
-        ),
-    ],
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHOD_NAMES)}.")] = "protonet",
-    student: Annotated[str | None, typer.Option(metavar="SPEC", help="Such as convnet:width=16,depth=3.")] = None,
-    ways: Annotated[int, typer.Option(help="Classes of an episode.")] = 5,
-    shots: Annotated[int, typer.Option(help="Support examples of each class.")] = 5,
-    steps: Annotated[int | None, typer.Option(help="Of the outer loop. Default: 1000; 100 for a policy.")] = None,
-    inner_steps: Annotated[int, typer.Option(help="Gradient steps on a support set.")] = 5,
-    inner_lr: Annotated[float, typer.Option(help="Their learning rate.")] = 0.1,
-    judged: Annotated[
-        int | None, typer.Option(help="Held-out episodes (a policy: seeds a task) of the result.")
-    ] = None,
+@dataclass(frozen=True)
+class LearningFlags:
+    """What is to be learned, and how."""
+
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHOD_NAMES)}.")] = "protonet"
+    student: Annotated[str | None, typer.Option(metavar="SPEC", help="Such as convnet:width=16,depth=3.")] = None
+    ways: Annotated[int, typer.Option(help="Classes of an episode.")] = 5
+    shots: Annotated[int, typer.Option(help="Support examples of each class.")] = 5
+    steps: Annotated[int | None, typer.Option(help="Of the outer loop. Default: 1000; 100 for a policy.")] = None
+    inner_steps: Annotated[int, typer.Option(help="Gradient steps on a support set.")] = 5
+    inner_lr: Annotated[float, typer.Option(help="Their learning rate.")] = 0.1
+    judged: Annotated[int | None, typer.Option(help="Held-out episodes (a policy: seeds a task) of the result.")] = None
     teacher: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Pretrained on each TASK; students learn to learn from it.")
-    ] = None,
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHOD_NAMES:
+            rule = f"must be one of {', '.join(METHOD_NAMES)} {hint(self.method, METHOD_NAMES)}"
+            raise InputError("--method", rule, self.method)
+
+    def initialisation(self, source: TaskSource, start: str | None) -> MetaRequest:
+        """Return what asks for an initialisation. source: its text is the FAMILY. start: a file to train on from."""
+        from metasearch.meta.making import MetaRequest
+
+        return MetaRequest(
+            method=self.method,
+            ways=self.ways,
+            shots=self.shots,
+            inner_steps=self.inner_steps,
+            inner_lr=self.inner_lr,
+            **self._common(source, start),
+        )
+
+    def policy(self, source: TaskSource, start: str | None) -> PolicyRequest:
+        """Return what asks for a policy, as `initialisation` does."""
+        from metasearch.meta.policy_making import PolicyRequest
+
+        return PolicyRequest(**self._common(source, start))
+
+    def _common(self, source: TaskSource, start: str | None) -> dict[str, Any]:
+        given = {"student": self.student, "steps": self.steps, "judged": self.judged}
+        family = {"family": source.text, "source": source, "seed": source.seed}
+        return {**family, "teacher": self.teacher, "start": start, **{n: v for n, v in given.items() if v is not None}}
+
+
+@dataclass(frozen=True)
+class TargetFlags:
+    """What an initialisation is tried on in the end."""
+
     target: Annotated[
         str | None,
         typer.Option(
@@ -61,48 +89,71 @@ def meta_train(
             help="Train a student on it in the end, beside one from random weights.",
             autocompletion=complete_task,
         ),
-    ] = None,
-    target_epochs: Annotated[int, typer.Option(min=1, help="Of that training.")] = 10,
-    target_max_train: Annotated[int | None, typer.Option(help="Training examples of the target, at most.")] = None,
+    ] = None
+    target_epochs: Annotated[int, typer.Option(min=1, help="Of that training.")] = 10
+    target_max_train: Annotated[int | None, typer.Option(help="Training examples of the target, at most.")] = None
+
+    def source(self, family: TaskSource) -> TaskSource | None:
+        """Return what the target is made from, read as the tasks of the family are; None where there is none."""
+        return None if self.target is None else replace(family, text=self.target, max_train=self.target_max_train)
+
+
+@dataclass(frozen=True)
+class FamilyFlags:
+    """The family of tasks that is learned from."""
+
+    family: Annotated[
+        str,
+        typer.Argument(
+            metavar="FAMILY",
+            help="TASK@groups, TASK@classes:SIZE, TASK@random:COUNT, TASK,TASK,...",
+            autocompletion=complete_task,
+        ),
+    ]
+    seed: Seed = 0
+    data_root: DataRoot = None
+    image_size: ImageSize = None
+    download: Download = False
+
+    def source(self) -> TaskSource:
+        """Return what its tasks are made from; its text is the family."""
+        from metasearch.tasks import TaskSource
+
+        return TaskSource(
+            self.family,
+            data_root=self.data_root,
+            image_size=self.image_size,
+            seed=self.seed,
+            download=self.download,
+        )
+
+
+@with_flags
+def meta_train(
+    *,
+    learning: LearningFlags,
+    target: TargetFlags,
     to: Annotated[Path | None, typer.Option(metavar="FILE", help="Copy the result there, for --meta.")] = None,
     start: Annotated[
         str | None, typer.Option("--continue", metavar="FILE", help="Train this one on, with the tasks of FAMILY.")
     ] = None,
-    seed: Seed = 0,
-    data_root: DataRoot = None,
-    image_size: ImageSize = None,
-    download: Download = False,
+    family: FamilyFlags,
     as_json: AsJson = False,
 ) -> None:
     """Learn over a family of tasks what a student starts from, or how it is trained; say how much that helps.
 
     Example: metasearch meta-train omniglot@groups --method protonet --shots 1 --image-size 28 --to start.safetensors
     """
-    if method not in METHOD_NAMES:
-        raise InputError("--method", f"must be one of {', '.join(METHOD_NAMES)} {hint(method, METHOD_NAMES)}", method)
-    if method == POLICY_METHOD and target is not None:
-        raise InputError(
-            "--target", "is for initialisations: a policy is used with `run --meta` or `launch --meta`", target
-        )
-    from metasearch.tasks import TaskSource
-
-    source = TaskSource(family, data_root=data_root, image_size=image_size, seed=seed, download=download)
-    common: dict[str, Any] = {"family": family, "source": source, "seed": seed, "teacher": teacher, "start": start}
-    common |= {name: value for name, value in (("student", student), ("steps", steps), ("judged", judged)) if value}
-    console = _console()
-    tell: Callable[[str], None] = partial(console.print, markup=False, soft_wrap=True)
-    if method == POLICY_METHOD:
-        from metasearch.meta.policy_making import PolicyRequest
-
-        found = _policy(PolicyRequest(**common), tell)
+    if learning.method == POLICY_METHOD and target.target is not None:
+        rule = "is for initialisations: a policy is used with `run --meta` or `launch --meta`"
+        raise InputError("--target", rule, target.target)
+    source = family.source()
+    tell: Callable[[str], None] = partial(_console().print, markup=False, soft_wrap=True)
+    if learning.method == POLICY_METHOD:
+        found = _policy(learning.policy(source, start), tell)
     else:
-        from metasearch.meta.making import MetaRequest
-
-        request = MetaRequest(
-            method=method, ways=ways, shots=shots, inner_steps=inner_steps, inner_lr=inner_lr, **common
-        )
-        on_target = None if target is None else replace(source, text=target, max_train=target_max_train)
-        found = _initialisation(request, on_target, target_epochs, tell)
+        request = learning.initialisation(source, start)
+        found = _initialisation(request, target.source(source), target.target_epochs, tell)
     if to is not None:
         _copy(Path(found["file"]), to)
         found["file"] = str(to)

@@ -6,16 +6,19 @@ All but the making load neither torch nor ray.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metasearch.completion import complete_space, complete_study
-from metasearch.flags import Address, AsJson, DataRoot, ImageSize, MaxTrain, Seed, StorageUrl, Workers
+from metasearch.flags import Address, AsJson, DataRoot, ImageSize, MaxTrain, Seed, StorageUrl, Workers, with_flags
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
+
+    from metasearch.tasks import TaskSource
 
 priors_app = typer.Typer(invoke_without_command=True, help="Priors: what a search can start from.")
 
@@ -87,18 +90,35 @@ def import_file(
         _tell(f"{'imported' if new else 'was there already:'} {name}, {len(prior.trials)} trials")
 
 
+@dataclass(frozen=True)
+class NamedTasks:
+    """The tasks of priors that are made, each under a name."""
+
+    tasks: Annotated[list[str], typer.Argument(metavar="NAME[=TASK]...", help="Tasks, each under a name.")]
+    max_train: MaxTrain = None
+    image_size: ImageSize = None
+    data_root: DataRoot = None
+
+    def sources(self) -> dict[str, TaskSource]:
+        """Return what each is made from, by its name."""
+        from metasearch.tasks import TaskSource
+
+        common = TaskSource("", data_root=self.data_root, max_train=self.max_train, image_size=self.image_size)
+        named = (text.partition("=") for text in self.tasks)
+        return {name: replace(common, text=task or name) for name, _, task in named}
+
+
 @priors_app.command("make")
+@with_flags
 def make_priors(
-    tasks: Annotated[list[str], typer.Argument(metavar="NAME[=TASK]...", help="Tasks, each under a name.")],
+    *,
     to: Annotated[Path, typer.Option(metavar="FILE", help="The Parquet file to write, again after each task.")],
     space: Annotated[
         str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
     ] = "distill_compress",
     size: Annotated[int, typer.Option(min=1, help="Configurations, the same ones on every task.")] = 160,
     seed: Seed = 0,
-    max_train: MaxTrain = None,
-    image_size: ImageSize = None,
-    data_root: DataRoot = None,
+    named: NamedTasks,
     workers: Workers = None,
     address: Address = None,
     storage: StorageUrl = None,
@@ -114,17 +134,13 @@ def make_priors(
     from metasearch.search.priors import find_priors, portable
     from metasearch.search.runner import Resources
     from metasearch.search.space import load_space
-    from metasearch.tasks import TaskSource
     from metasearch.transfer.priors_file import write_priors
 
     class Told(Watcher):
         def stage(self, message: str) -> None:
             _tell(message)
 
-    sources = {}
-    for text in tasks:
-        name, _, task = text.partition("=")
-        sources[name] = TaskSource(task or name, data_root=data_root, max_train=max_train, image_size=image_size)
+    sources = named.sources()
     store = _store(storage, create=True)
     done: list[str] = []
     resources = Resources(workers=workers, address=address)

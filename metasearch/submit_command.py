@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,18 +23,28 @@ MOST_CARRIED_BYTES = 1_000_000
 """Of a file that goes along: it is kept in the memory of the cluster's head."""
 CARRIED = ("--space", "--enqueue")
 """Files that are read once, when the study is made, and may therefore lie on the submitter's machine."""
-PATHS, PERHAPS_PATHS = ("--data-root", "--teacher-weights", "--meta"), ("--artefacts", "--teacher", "--init-from")
+PATHS, PERHAPS_PATHS = ("--data-root", "--teacher-weights", "--meta", "--artefacts"), ("--teacher", "--init-from")
 """What a resumed search reads again, or every node: paths on the cluster; the latter may be something else."""
 NO_PATHS = ("-", "own")
 """What --teacher-weights takes beside files."""
+ABSOLUTE = "must be an absolute path with --submit, which the head and all nodes see"
 
 KNOWN_CODES = (1, 2, 3, 4, 5, 130)
 
 
-def submit_arguments(url: str | None, *, study: str | None, stem: str, storage: str | None, detach: bool) -> None:
+def submit_arguments(
+    url: str | None,
+    *,
+    study: str | None,
+    stem: str,
+    storage: str | None,
+    detach: bool,
+    tasks: Mapping[str, str | None],
+) -> None:
     """Run this process's own command line as a job at `url`, and follow it unless `detach`; exit as it does.
 
-    study: None for a new name that begins with `stem`. Ctrl-C ends the following alone.
+    study: None for a new name that begins with `stem`. tasks: the TASK and FAMILY texts of the command line, None where
+    one is not given, by their flags. Ctrl-C ends the following alone.
     """
     if url is None:
         raise InputError("--detach", "needs --submit")
@@ -43,6 +53,8 @@ def submit_arguments(url: str | None, *, study: str | None, stem: str, storage: 
 
     if storage is not None:
         check_storage_there(storage_url(storage))
+    for flag, text in tasks.items():
+        check_task_there(flag, text or "")
     name = study or f"{re.sub('[^A-Za-z0-9._-]+', '-', stem)}-{secrets.token_hex(3)}"
     carried, files = packed(job_arguments(sys.argv[1:], name=None if study else name))
     server = JobServer(url)
@@ -94,14 +106,19 @@ def packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
             given.append(argument)
             continue
         value = value if equals else next(rest, "")
-        path = Path(value).expanduser()
+        # a teacher may have its share before it: 0.5*FILE
+        path = Path(value.rpartition("*")[2] if flag == "--teacher" else value).expanduser()
         if flag in CARRIED and path.is_file():
             value = f"{flag.strip('-')}-{path.name}"
             files[value] = _content(path, flag)
-        elif not path.is_absolute() and (path.exists() or (flag in PATHS and value not in NO_PATHS)):
-            raise InputError(flag, "must be an absolute path with --submit, which the head and all nodes see", value)
+        elif _is_only_here(path) or (flag in PATHS and not (path.is_absolute() or value in NO_PATHS or "://" in value)):
+            raise InputError(flag, ABSOLUTE, value)
         given.append(f"{flag}={value}")
     return given, files
+
+
+def _is_only_here(path: Path) -> bool:
+    return not path.is_absolute() and path.exists()
 
 
 def _content(path: Path, flag: str) -> bytes:
@@ -110,6 +127,15 @@ def _content(path: Path, flag: str) -> bytes:
         rule = f"must be at most {MOST_CARRIED_BYTES / 1e6:g} MB to go along with --submit"
         raise InputError(f"{flag} {path}", rule, f"{size / 1e6:.1f} MB")
     return path.read_bytes()
+
+
+def check_task_there(flag: str, text: str) -> None:
+    """Raise InputError for a TASK or FAMILY with a relative path that is here; others are below the data root there."""
+    from metasearch.tasks.task_source import named_paths
+
+    for path in named_paths(text):
+        if _is_only_here(Path(path).expanduser()):
+            raise InputError(f"{flag} {text}", ABSOLUTE, path)
 
 
 def check_storage_there(url: str) -> None:
@@ -173,10 +199,11 @@ def exit_code(job: Job) -> int:
 
 
 def _follow(server: JobServer, job: str) -> Job:
-    for text in server.follow(job):
+    def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-    return server.job(job)
+
+    return server.follow(job, write=write, tell=err)
 
 
 def _exit_as(job: Job) -> None:

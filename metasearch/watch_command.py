@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metasearch.flags import AsJson, StorageUrl, StudyName, Submit
-from metasearch.submit_command import job_status
+from metasearch.submit_command import err, job_status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,15 +68,16 @@ def watch(
     from metasearch.report.database import open_database
     from metasearch.report.standing import standing
     from metasearch.search.names import storage_url
+    from metasearch.search.patience import Patience
 
-    database = open_database(storage_url(storage))
+    database, patience = open_database(storage_url(storage)), Patience(tell=err)
     console = Console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     said = ""
     try:
         with live or nullcontext():
             while True:
-                now = standing(database, study, top=MOST_SHOWN)
+                now = patience.retried(lambda _: standing(database, study, top=MOST_SHOWN))
                 if live is not None:
                     live.update(picture(now), refresh=True)
                 elif (line := summary(now)) != said:

@@ -21,10 +21,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.repository import REPOSITORY
+
 START_TIMEOUT_S = 120.0
 STARTED = "Ray runtime started."
 OBJECT_STORE_BYTES = 100_000_000
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def has_job_server() -> bool:
@@ -237,7 +238,7 @@ class Network:
         return [] if node.process is None else _descendants(node.process.pid)
 
     def suspend(self, node: Node) -> None:
-        node.stopped = tuple(pid for pid in self.pids(node) if "/raylet/raylet" in _first_argument(pid))
+        node.stopped = tuple(pid for pid in self.pids(node) if "/raylet/raylet" in first_argument(pid))
         for pid in node.stopped:
             os.kill(pid, signal.SIGSTOP)
 
@@ -339,7 +340,8 @@ def _descendants(leader: int) -> list[int]:
     return sorted(found)
 
 
-def _first_argument(pid: int) -> str:
+def first_argument(pid: int) -> str:
+    """Return what a process calls itself, "" where it has ended; Ray's workers begin with `ray::`."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
     return ""

@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from tests import postgresql
 from tests.command_line import Outcome, Run
+from tests.repository import SHARED
 
 # Of the cheap properties, for which no test gives a number of its own: a failing one is found by far fewer than 100.
 settings.register_profile("metasearch", max_examples=40)
@@ -97,7 +98,7 @@ def revisions_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The data root of real images: METASEARCH_TEST_DATA, else shared/data beside the repository; skips without."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    beside = SHARED / "data"
     root = Path(os.environ.get("METASEARCH_TEST_DATA") or beside)
     if not root.is_dir():
         pytest.skip(f"no real data: METASEARCH_TEST_DATA is not set and {beside} is not there")

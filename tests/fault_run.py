@@ -7,7 +7,6 @@ artefact of the front there with its digest, and trials computed again here with
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import random
@@ -19,7 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
+from optuna import get_all_study_names
 from optuna.trial import FrozenTrial, TrialState
 
 from metasearch.errors import StorageError
@@ -31,7 +32,7 @@ from metasearch.search.patience import PATIENT
 from metasearch.search.store import FAILURE, LOSSES, RESULT, description_of, is_finished, load_study, open_storage
 from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import TeacherSource, teacher_for
-from tests.cluster import Cluster
+from tests.cluster import Cluster, first_argument
 from tests.postgresql import Server
 
 NAME = "faults"
@@ -211,7 +212,9 @@ class FaultRun:
     # The faults
 
     def _kill_worker(self) -> None:
-        pids = [pid for node in self._workers for pid in self._cluster.pids(node) if _is_worker(pid)]
+        pids = [
+            pid for node in self._workers for pid in self._cluster.pids(node) if first_argument(pid).startswith("ray::")
+        ]
         if pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._rng.choice(pids), signal.SIGKILL)
@@ -249,8 +252,6 @@ class FaultRun:
     # The books
 
     def _studies(self) -> list[str]:
-        from optuna import get_all_study_names
-
         return PATIENT.retried(lambda again: get_all_study_names(self._storage))
 
     def _trials(self) -> list[FrozenTrial]:
@@ -291,7 +292,7 @@ class FaultRun:
 
     def _compute_again(self, trials: list[FrozenTrial]) -> None:
         description = description_of(load_study(self._storage, NAME))
-        with _home(self._environment["METASEARCH_HOME"]):
+        with patch.dict(os.environ, METASEARCH_HOME=self._environment["METASEARCH_HOME"]):
             task = load_task(TaskSource(**description.task))
             teacher = teacher_for(task, TeacherSource.of(description.teacher), seed=description.seed, device="cpu")
         one_image = 1.001 / len(task.validation)
@@ -310,25 +311,3 @@ def _is_whole(file: str, digest: str) -> bool:
         return fetch(file, digest) is not None
     except StorageError:
         return False
-
-
-def _is_worker(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
-    except OSError as error:
-        if error.errno not in {errno.ENOENT, errno.ESRCH}:
-            raise
-        return False
-
-
-@contextlib.contextmanager
-def _home(folder: str) -> Iterator[None]:
-    before = os.environ.get("METASEARCH_HOME")
-    os.environ["METASEARCH_HOME"] = folder
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["METASEARCH_HOME"]
-        else:
-            os.environ["METASEARCH_HOME"] = before

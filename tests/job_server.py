@@ -13,7 +13,10 @@ TOKEN = "canary-token"
 
 
 class FakeJobServer:
-    """jobs: by id, as the REST interface shows them. packages: by path. asked: method and path of every request."""
+    """jobs: by id, as the REST interface shows them. packages: by path. asked: method and path of every request.
+
+    faults: codes with which the next requests about a job are answered, 0 for a connection that is closed instead.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -22,6 +25,7 @@ class FakeJobServer:
         self.logs: list[str] = ["hello\n", "hello\nworld\n"]
         self.ends_as: dict[str, Any] = {"status": "SUCCEEDED", "driver_exit_code": 0}
         self.asked: list[str] = []
+        self.faults: list[int] = []
 
     def answer(self, method: str, path: str, body: bytes, token: str) -> tuple[int, Any]:
         self.asked.append(f"{method} {path}")
@@ -39,6 +43,8 @@ class FakeJobServer:
             return 200, {"submission_id": asked["submission_id"]}
         if path == "/api/jobs/":
             return 200, [{"type": "DRIVER", "status": "RUNNING", "metadata": None}, *self.jobs.values()]
+        if self.faults:
+            return self.faults.pop(0), "Internal Server Error"
         _, _, _, job, *rest = path.split("/")
         if job not in self.jobs:
             return 404, f"Traceback ...\nJob {job} does not exist"
@@ -61,6 +67,9 @@ def fake_job_server() -> Iterator[FakeJobServer]:
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             code, said = fake.answer(self.command, self.path, body, self.headers.get("Authorization") or "")
+            if code == 0:
+                self.close_connection = True
+                return
             content = (said if isinstance(said, str) else json.dumps(said)).encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(content)))

@@ -15,14 +15,15 @@ from typing import Any
 import jsonschema
 import yaml
 
+from tests.repository import SHARED
+
 Schema = dict[str, Any]
 VARIANTS = ("anyOf", "oneOf", "allOf", "not")
 
 
 def schema_folder() -> Path:
     """Return METASEARCH_SCHEMAS, else shared/schemas beside the repository; it need not be there."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "schemas"
-    return Path(os.environ.get("METASEARCH_SCHEMAS") or beside)
+    return Path(os.environ.get("METASEARCH_SCHEMAS") or SHARED / "schemas")
 
 
 def problems(document: dict[str, Any], folder: Path) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.repository import REPOSITORY
+
 CLUSTER = REPOSITORY / "cluster"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
 LAUNCHERS = ("onprem", "aws", "gcp")

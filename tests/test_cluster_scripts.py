@@ -155,6 +155,25 @@ def test_a_slurm_job_that_runs_out_of_time_stops_the_search_and_asks_to_be_run_a
     assert calls(tmp_path)[-2:] == ["stopped", "scontrol requeue 7"]
 
 
+def test_a_slurm_job_that_runs_out_of_time_before_its_search_asks_to_be_run_again_too(tmp_path: Path) -> None:
+    running = slurm_job(tmp_path, ray='[ "$1" != health-check ]')
+    wait_for(tmp_path, "ray health-check")
+    running.send_signal(signal.SIGUSR1)
+    assert running.wait(timeout=30) == 130
+    said = calls(tmp_path)
+    assert said[-1] == "scontrol requeue 7"
+    assert not any(call.startswith("metasearch") for call in said)
+
+
+def test_a_slurm_job_whose_head_never_answers_says_so_and_ends(tmp_path: Path) -> None:
+    program(tmp_path, "sleep", "exit 0")
+    ended = slurm_job(tmp_path, ray='[ "$1" != health-check ]')
+    assert ended.stderr is not None
+    assert b"slurm.sh: Ray's head does not answer at 127.0.0.1:20007" in ended.stderr.read()
+    assert ended.wait(timeout=30) == 1
+    assert not any(call.startswith(("metasearch", "scontrol")) for call in calls(tmp_path))
+
+
 def test_a_slurm_job_that_is_cancelled_is_not_run_again(tmp_path: Path) -> None:
     stops = "trap 'echo stopped >> \"$RECORD\"; exit 130' TERM; while true; do sleep 0.05; done"
     program(tmp_path, "metasearch", f'[ "$1" != status ] || exit 0; {stops}')
@@ -190,10 +209,10 @@ def start_or_resume(folder: Path, *words: str, **more: str) -> int:
     return subprocess.run(command, env=environment(folder, more), capture_output=True, check=False).returncode
 
 
-def slurm_job(folder: Path) -> subprocess.Popen[bytes]:
+def slurm_job(folder: Path, *, ray: str = "exit 0") -> subprocess.Popen[bytes]:
     """Run slurm.sh as job 7 on four nodes of 16 CPUs; the stand-in of srun stays until it is ended."""
     program(folder, "srun", "trap 'exit 0' TERM; while true; do sleep 0.05; done")
-    program(folder, "ray", "exit 0")
+    program(folder, "ray", ray)
     program(folder, "scontrol", "exit 0")
     job = {
         "SLURM_JOB_ID": "7",
@@ -201,12 +220,13 @@ def slurm_job(folder: Path) -> subprocess.Popen[bytes]:
         "SLURM_JOB_NUM_NODES": "4",
         "SLURMD_NODENAME": "node0",
         "SLURM_CPUS_PER_TASK": "16",
+        "HOME": str(folder),
         "METASEARCH_HOME": str(folder / "home"),
         "METASEARCH_VENV": str(folder),
         "METASEARCH_HEAD_IP": "127.0.0.1",
     }
     words = ["s", "--workers", "9", "--", "digits"]
-    return subprocess.Popen([CLUSTER / "slurm.sh", *words], env=environment(folder, job), stderr=subprocess.DEVNULL)
+    return subprocess.Popen([CLUSTER / "slurm.sh", *words], env=environment(folder, job), stderr=subprocess.PIPE)
 
 
 def calls(folder: Path) -> list[str]:

@@ -102,6 +102,7 @@ def test_bad_input_is_one_clear_line(metasearch: Run, tmp_path: Path) -> None:
         ((FAMILY, *QUICK, "--method", "maml", "--continue", str(holding_code)), "must be a weights file"),
         ((FAMILY, "--method", "policy", "--continue", str(holding_code)), "must be a weights file"),
         ((FAMILY, "--method", "policy", "--target", "digits"), "--target: is for initialisations"),
+        ((FAMILY, "--steps", "0"), "--steps: must be at least 1, got 0"),
         ((FAMILY, *QUICK, "--student", "mlp"), "--student: must look like convnet:width=16,depth=4, got 'mlp'"),
     ):
         code, out, err = metasearch("meta-train", *arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.repository import REPOSITORY
 
 
 @pytest.fixture(scope="module")

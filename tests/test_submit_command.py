@@ -14,7 +14,7 @@ import pytest
 
 from metasearch import submit_command
 from metasearch.errors import InputError
-from metasearch.search import jobs
+from metasearch.search import jobs, patience
 from metasearch.search.jobs import Job, JobServer, token
 from metasearch.submit_command import exit_code, job_arguments, packed
 from tests.command_line import Run
@@ -100,7 +100,9 @@ def test_a_file_that_is_too_large_does_not_go_along(tmp_path: Path) -> None:
         ["--data-root", "data"],
         ["--teacher-weights=w.safetensors"],
         ["--meta", "m.safetensors"],
+        ["--artefacts", "kept"],
         ["--teacher", "t.onnx"],
+        ["--teacher=0.5*t.onnx"],
     ],
 )
 def test_a_relative_path_that_only_this_machine_could_find_is_refused(
@@ -113,8 +115,40 @@ def test_a_relative_path_that_only_this_machine_could_find_is_refused(
 
 
 def test_what_is_no_relative_path_goes_as_it_is() -> None:
-    arguments = ["--teacher=resnet18", "--teacher-weights=own", "--data-root=/data", "--init-from=digits-quick-1", "-h"]
+    arguments = ["--teacher=0.5*resnet18", "--teacher-weights=own", "--data-root=/data", "--init-from=digits-quick-1"]
+    arguments += ["--teacher=2*/data/t.onnx", "--artefacts=s3://bucket/kept", "--meta=s3://bucket/m.safetensors", "-h"]
     assert packed(arguments) == (arguments, {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "path"),
+    [
+        ("TASK", "folder:photos", "photos"),
+        ("TASK", "npz:/data/train.npz,test.npz", "test.npz"),
+        ("TASK", "table:t.csv#label", "t.csv"),
+        ("TASK", "folder:/data/photos@groups:g.json#red", "g.json"),
+        ("--source", "idx:/data/images,labels", "labels"),
+        ("--meta-family", "digits,folder:photos,usps", "photos"),
+        ("--unlabelled", "images:photos", "photos"),
+    ],
+)
+def test_a_task_that_only_this_machine_could_find_is_refused(
+    metasearch: Run, server: FakeJobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    flag: str, text: str, path: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path).touch()
+    given = [text] if flag == "TASK" else ["digits", flag, text]
+    code, _, err = metasearch("launch", *given, "--submit", server.url)
+    rule = "must be an absolute path with --submit, which the head and all nodes see"
+    assert (code, err) == (2, f"metasearch: {flag} {text}: {rule}, got {path!r}\n")
+    assert not server.jobs
+
+
+def test_a_task_below_the_clusters_data_root_goes_along(metasearch: Run, server: FakeJobServer) -> None:
+    tasks = ["folder:there", "--source", "usps", "--meta-family", "digits,npz:/data/a.npz", "--unlabelled", "rest:100"]
+    metasearch("launch", *tasks, "--max-train=1000", "--detach", "--submit", server.url)
+    assert [word for word in the_job(server)[0] if word in tasks] == tasks
 
 
 def test_another_address_and_a_database_in_the_jobs_folder_are_refused(metasearch: Run, server: FakeJobServer) -> None:
@@ -182,6 +216,47 @@ def test_ctrl_c_leaves_the_job_running(metasearch: Run, server: FakeJobServer, m
     assert code == 130
     assert f"the job runs on; metasearch logs|status|stop s --submit {server.url}" in err
     assert not any(request.endswith("/stop") for request in server.asked)
+
+
+def test_following_goes_on_after_requests_that_failed(
+    metasearch: Run, server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
+    server.faults = [0, 503, 0]
+    code, out, err = metasearch("launch", "digits", "--name", "s", "--submit", server.url)
+    assert (code, out) == (0, "hello\nworld\n")
+    assert f"job server {server.url} is away" in err
+    assert "trying again for up to 60 s" in err
+
+
+def test_following_ends_at_once_where_waiting_mends_nothing(metasearch: Run, server: FakeJobServer) -> None:
+    server.faults = [404]
+    code, _, err = metasearch("launch", "digits", "--name", "s", "--submit", server.url)
+    assert code == 1
+    assert "is away" not in err
+    assert server.faults == []
+
+
+def test_a_long_log_is_asked_for_less_often_and_its_end_at_once(
+    server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = 5_000_000 * "x"
+    server.logs = [long, f"{long}y"]
+    client = JobServer(server.url)
+    job = client.submit(["launch"], "s", files={})
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 20:
+            server.jobs[job] |= server.ends_as
+
+    monkeypatch.setattr(time, "sleep", pause)
+    written: list[str] = []
+    ended = client.follow(job, write=written.append, tell=written.append)
+    assert ended.status == "SUCCEEDED"
+    assert written == [long, "y"]
+    assert sum(request.endswith("/logs") for request in server.asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from metasearch.report.database import Database, open_database
 from metasearch.report.standing import Standing, standing
+from metasearch.search import patience
 from metasearch.search.names import FAILURE, LEASE, LOST
 from metasearch.watch_command import picture, summary
 from tests.command_line import Run
@@ -145,6 +148,36 @@ def test_into_a_pipe_goes_a_line_a_change_until_the_driver_ends(
     assert first.startswith("thirty: 30/40 finished")
     assert "1 failed (no_effect)" in second
     assert last.endswith("no driver: metasearch resume thirty")
+
+
+def test_a_storage_that_was_away_for_a_moment_is_watched_on(
+    url: str, metasearch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, away = tmp_path / "studies.db", tmp_path / "away.db"
+    drive(url, os.getppid())
+
+    def come_back(seconds: float) -> None:
+        away.rename(there)
+        drive(url, 2**22 + 1)  # no process has this number
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: there.rename(away))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=time.monotonic, sleep=come_back))
+    code, out, err = metasearch("watch", "thirty", "--storage", url)
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert err == "the storage is away (unable to open database file); trying again for up to 60 s\n"
+
+
+def test_a_storage_that_stays_away_ends_with_exit_code_5(
+    url: str, metasearch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive(url, os.getppid())
+    monkeypatch.setattr(time, "sleep", lambda seconds: (tmp_path / "studies.db").rename(tmp_path / "away.db"))
+    late = SimpleNamespace(monotonic=count(0, patience.GIVE_UP_S / 2).__next__, sleep=lambda seconds: None)
+    monkeypatch.setattr(patience, "time", late)
+    code, out, err = metasearch("watch", "thirty", "--storage", url)
+    assert (code, len(out.splitlines())) == (5, 1)
+    assert err.splitlines()[-1] == f"metasearch: {url}: unable to open database file"
 
 
 def test_an_unknown_study_is_one_line(url: str, metasearch: Run) -> None:

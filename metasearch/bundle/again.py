@@ -12,6 +12,7 @@ from metasearch.configuration import Configuration
 from metasearch.initial import TEACHER_SLICE
 from metasearch.pipeline import run_pipeline
 from metasearch.records import Config, TrialResult
+from metasearch.search.artefacts import fetch_all, kept_files
 from metasearch.search.prepare import resolve_device
 from metasearch.search.store import StudyDescription
 from metasearch.tasks import Task, TaskSource, load_task
@@ -46,7 +47,7 @@ def run_again(
             seed=seed,
             device=device,
             save_to=save_to,
-            initial={init: Path(path) for init, path in description.initial.items()},
+            initial=fetch_all(kept_files(description.initial)),
             source=None if description.source is None else load_task(TaskSource(**description.source)),
         )
 

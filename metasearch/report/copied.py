@@ -5,11 +5,9 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote
 
-from metasearch.errors import StorageError
 from metasearch.report.database import Database
-from metasearch.search.names import SQLITE, shown_url
+from metasearch.search.names import SQLITE
 
 AT_ONCE = 5000
 """Rows in memory together."""
@@ -25,14 +23,8 @@ def copy_storage(database: Database, file: Path) -> str:
     """
     url = f"{SQLITE}{file}"
     if database.file is not None:
-        try:
-            with (
-                closing(sqlite3.connect(f"file:{quote(str(database.file.resolve()))}?mode=ro", uri=True)) as source,
-                closing(sqlite3.connect(file)) as target,
-            ):
-                source.backup(target)
-        except sqlite3.Error as error:
-            raise StorageError(f"{shown_url(database.url)}: {error}") from error
+        with database.sqlite() as source, closing(sqlite3.connect(file)) as target:
+            source.backup(target)
     elif database.known:
         _copy_rows(database, url)
     else:

@@ -7,8 +7,9 @@ Python's own module, since importing SQLAlchemy takes longer than most answers.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ Select = Callable[..., list[Any]]
 class Database:
     """url: the storage's, its password included. known: whether the schema is ours to read. file: of SQLite, else None.
 
-    engine: of PostgreSQL, else None. patience_s: how long a locked file is waited for.
+    engine: of PostgreSQL, else None. patience_s: how long a locked file is waited for; an engine has its own patience.
     """
 
     url: str = field(repr=False)
@@ -53,8 +54,28 @@ class Database:
 
         Raises StorageError if the storage is locked or away.
         """
-        with _sqlite(self.file, self.url, self.patience_s) if self.file is not None else self._postgresql() as select:
-            yield select
+        if self.file is None:
+            with self._postgresql() as select:
+                yield select
+            return
+        with self.sqlite() as connection:
+            yield lambda statement, **values: connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def sqlite(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection that reads the SQLite file as it is at one moment.
+
+        Raises StorageError if it is locked for longer than the patience, or no database.
+        """
+        assert self.file is not None
+        address = f"file:{quote(str(self.file.resolve()))}?mode=ro"
+        try:
+            with closing(sqlite3.connect(address, uri=True, timeout=self.patience_s, isolation_level=None)) as opened:
+                opened.execute("BEGIN")
+                opened.execute(TABLES[0]).fetchone()  # takes the lock: `backup` would wait for it without end
+                yield opened
+        except sqlite3.Error as error:
+            raise StorageError(f"{shown_url(self.url)}: {error}") from error
 
     @contextmanager
     def _postgresql(self) -> Iterator[Select]:
@@ -67,11 +88,12 @@ class Database:
             yield lambda statement, **values: list(connection.execute(sqlalchemy.text(statement), values).all())
 
 
-def open_database(url: str, *, patience_s: int = BUSY_TIMEOUT_S) -> Database:
+def open_database(url: str, *, patience_s: int | None = None) -> Database:
     """Return the storage at `url`, opened for reading alone.
 
-    patience_s: how long a locked file, or a server that does not answer, is waited for. Raises NotFoundError if its
-    file is missing, StorageError if it cannot be read or holds none of Optuna's tables.
+    patience_s: how long a locked file, or a server that does not answer, is waited for; None for a minute at a file,
+    and for as long as the URL says at a server. Raises NotFoundError if its file is missing, StorageError if it cannot
+    be read or holds none of Optuna's tables.
     """
     database = _opened(url, patience_s)
     with database.snapshot() as select:
@@ -84,17 +106,36 @@ def open_database(url: str, *, patience_s: int = BUSY_TIMEOUT_S) -> Database:
     return replace(database, known=[tuple(row) for rows in versions for row in rows] == [(SCHEMA,), (REVISION,)])
 
 
-def _opened(url: str, patience_s: int) -> Database:
+def trial_attributes(database: Database, ids: Sequence[int], *keys: str) -> list[tuple[int, str, Any]]:
+    """Return the whole attributes of these keys that trials have, which tables cut: Optuna's id, key, value."""
+    if database.known:
+        named = {f"key{index}": key for index, key in enumerate(keys)}
+        with database.snapshot() as select:
+            rows = select(
+                "SELECT a.trial_id, a.key, a.value_json FROM trial_user_attributes a"
+                f" WHERE a.key IN ({', '.join(f':{name}' for name in named)})"
+                f" AND a.trial_id IN ({', '.join(map(str, ids))})",
+                **named,
+            )
+        return [(trial, key, json.loads(value)) for trial, key, value in rows]
+    from metasearch.search.store import open_storage
+
+    storage = open_storage(database.url)
+    found = [(trial, storage.get_trial(trial).user_attrs) for trial in ids]
+    return [(trial, key, attributes[key]) for trial, attributes in found for key in keys if key in attributes]
+
+
+def _opened(url: str, patience_s: int | None) -> Database:
     if url.startswith(SQLITE):
         path = Path(url.removeprefix(SQLITE).partition("?")[0])
         if not path.is_file():
             raise NotFoundError(f"{path}: no studies here yet; `metasearch launch` makes the first")
-        return Database(url, file=path, patience_s=patience_s)
+        return Database(url, file=path, patience_s=BUSY_TIMEOUT_S if patience_s is None else patience_s)
     import sqlalchemy
 
     from metasearch.search.store import storage_errors
 
-    hurried = {"connect_timeout": patience_s} if patience_s < BUSY_TIMEOUT_S else {}  # otherwise as the URL says
+    hurried = {} if patience_s is None else {"connect_timeout": patience_s}
     try:
         with storage_errors(url):
             engine = sqlalchemy.create_engine(
@@ -105,17 +146,6 @@ def _opened(url: str, patience_s: int) -> Database:
         raise StorageError(f"{place}: needs the extra `postgresql` (module {error.name} is missing)") from error
     sqlalchemy.event.listen(engine, "connect", _read_only)
     return Database(url, engine=engine)
-
-
-@contextmanager
-def _sqlite(file: Path, url: str, patience_s: float) -> Iterator[Select]:
-    address = f"file:{quote(str(file.resolve()))}?mode=ro"
-    try:
-        with closing(sqlite3.connect(address, uri=True, timeout=patience_s, isolation_level=None)) as connection:
-            connection.execute("BEGIN")
-            yield lambda statement, **values: connection.execute(statement, values).fetchall()
-    except sqlite3.Error as error:
-        raise StorageError(f"{shown_url(url)}: {error}") from error
 
 
 def _read_only(connection: Any, record: Any) -> None:

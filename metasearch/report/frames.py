@@ -8,16 +8,13 @@ started, completed (UTC), duration, epochs_run, failure.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from metasearch.records import METRICS
+from metasearch.report.columns import Cells, Columns
 from metasearch.report.database import Database
 from metasearch.report.heads import Head
 from metasearch.report.rows import Rows, Wanted, read_rows
@@ -35,26 +32,6 @@ INITIALISED = "initialised"
 """The share of a student's parameters that it had from what it started from."""
 FINAL = ("test_std", "test_seeds", "start_gain", "start_better", "start_pairs")
 """Columns beside the metrics of a trial whose final runs are done."""
-
-Cells = dict[str, list[Any]]
-
-
-class Columns(Mapping[str, NDArray[Any]]):
-    """Lists as arrays, each made when it is asked for: float (NaN) or int, bool, datetime64 (NaT), else objects."""
-
-    def __init__(self, cells: Mapping[str, list[Any]]) -> None:
-        self._cells, self._made = cells, dict[str, NDArray[Any]]()
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._made:
-            self._made[name] = as_array(self._cells[name])
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._cells)
-
-    def __len__(self) -> int:
-        return len(self._cells)
 
 
 @dataclass(frozen=True)
@@ -152,69 +129,93 @@ def _is_of_stage(name: str) -> bool:
 
 def table_of(rows: Rows, head: Head) -> Table:
     """Return rows as columns. A complete trial's parameters are its result's, fixed ones included."""
-    count = len(rows.trials)
     place = {each: row for row, (each, *_) in enumerate(rows.trials)}
-    groups: dict[str, Cells] = {name: {} for name in ("metrics", "parameters", "stages", "attributes", "last")}
-
-    def put(group: str, name: str, row: int, value: Any) -> None:
-        column = groups[group].get(name)
-        if column is None:
-            column = groups[group][name] = [None] * count
-        column[row] = value
-
-    names = list(head.directions)
+    grid, names = _Grid(len(rows.trials)), list(head.directions)
     for name in names:
-        groups["metrics"][name] = [None] * count
+        grid.column("metrics", name)
     for each, index, value in rows.values:
-        put("metrics", names[index], place[each], value)
+        grid.put("metrics", names[index], place[each], value)
     for each, name, value in rows.parameters:
-        put("parameters", name, place[each], value)
+        grid.put("parameters", name, place[each], value)
     for each, key, value in rows.attributes:
-        row = place[each]
-        if key == RESULT and head.description:
-            for name, cell in value["metrics"].items():
-                put("metrics", name, row, cell)
-            for name, cell in value["config"].items():
-                put("parameters", name, row, cell)
-            for stage in value.get("stages", ()):
-                put("stages", f"{stage['stage']}.seconds", row, stage["seconds"])
-                for name, cell in stage["metrics"].items():
-                    put("stages", f"{stage['stage']}.{name}", row, cell)
-            if INITIALISED in value.get("details", {}):
-                put("metrics", INITIALISED, row, value["details"][INITIALISED])
-            if "epochs_run" in value:
-                put("last", "epochs_run", row, value["epochs_run"])
-        elif key in OWN_ATTRIBUTES and head.description:
-            for name, cell in _own(key, value).items():
-                put("last", name, row, cell)
+        if head.description:
+            grid.put_own(key, place[each], value)
         else:
-            put("attributes", f"user.{key}", row, value)
-    feasible = [state == "COMPLETE" for _, _, state, *_ in rows.trials]
-    for each, violation in rows.violations:
-        feasible[place[each]] &= violation <= 0
+            grid.put("attributes", f"user.{key}", place[each], value)
+    for name in LAST if head.description else ():
+        grid.column("last", name)
+    grid.groups["last"] |= _of_every_trial(rows, place)
+    grid.groups["metrics"] = _in_order(grid.groups["metrics"], (*METRICS, *names))
+    grid.groups["last"] = _in_order(grid.groups["last"], LAST)
     cells: Cells = {
         "number": [number for _, number, *_ in rows.trials],
         "state": [state for _, _, state, *_ in rows.trials],
     }
-    groups["last"] = {name: [None] * count for name in LAST if head.description} | groups["last"]
-    groups["last"] |= {
-        "feasible": feasible,
-        "started": [started for *_, started, _ in rows.trials],
-        "completed": [ended for *_, ended in rows.trials],
-        "duration": [
-            (ended - started).total_seconds() if started and ended else None for *_, started, ended in rows.trials
-        ],
-    }
-    groups["metrics"] = _in_order(groups["metrics"], (*METRICS, *names))
-    groups["last"] = _in_order(groups["last"], LAST)
     kept: dict[str, tuple[str, ...]] = {}
-    for group, columns in groups.items():
+    for group, columns in grid.groups.items():
         # a parameter of another program may be called as a column is
         renamed = {name if name not in cells else f"{group}.{name}": column for name, column in columns.items()}
         cells |= renamed
         kept[group] = tuple(renamed)
     ids = [each for each, *_ in rows.trials]
     return Table(ids, cells, kept["parameters"], kept["metrics"], kept["stages"], kept["attributes"])
+
+
+class _Grid:
+    """Columns (N,) by group and name, while their cells come in."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.groups: dict[str, Cells] = {name: {} for name in ("metrics", "parameters", "stages", "attributes", "last")}
+
+    def column(self, group: str, name: str) -> list[Any]:
+        """Return a column, a new one without cells where there is none."""
+        found = self.groups[group].get(name)
+        if found is None:
+            found = self.groups[group][name] = [None] * self._count
+        return found
+
+    def put(self, group: str, name: str, row: int, value: Any) -> None:
+        self.column(group, name)[row] = value
+
+    def put_own(self, key: str, row: int, value: Any) -> None:
+        """Put the cells that an attribute of one of metasearch's trials gives."""
+        if key == RESULT:
+            self.put_result(row, value)
+        elif key in OWN_ATTRIBUTES:
+            for name, cell in _own(key, value).items():
+                self.put("last", name, row, cell)
+        else:
+            self.put("attributes", f"user.{key}", row, value)
+
+    def put_result(self, row: int, result: Mapping[str, Any]) -> None:
+        """Put a result's metrics, configuration and stages, as far as they were read."""
+        for name, cell in result["metrics"].items():
+            self.put("metrics", name, row, cell)
+        for name, cell in result["config"].items():
+            self.put("parameters", name, row, cell)
+        for stage in result.get("stages", ()):
+            self.put("stages", f"{stage['stage']}.seconds", row, stage["seconds"])
+            for name, cell in stage["metrics"].items():
+                self.put("stages", f"{stage['stage']}.{name}", row, cell)
+        if INITIALISED in result.get("details", {}):
+            self.put("metrics", INITIALISED, row, result["details"][INITIALISED])
+        if "epochs_run" in result:
+            self.put("last", "epochs_run", row, result["epochs_run"])
+
+
+def _of_every_trial(rows: Rows, place: Mapping[int, int]) -> Cells:
+    """Return the columns that no attribute gives. place: the row of each of Optuna's ids."""
+    feasible = [state == "COMPLETE" for _, _, state, *_ in rows.trials]
+    for each, violation in rows.violations:
+        feasible[place[each]] &= violation <= 0
+    times = [(started, ended) for *_, started, ended in rows.trials]
+    return {
+        "feasible": feasible,
+        "started": [started for started, _ in times],
+        "completed": [ended for _, ended in times],
+        "duration": [(ended - started).total_seconds() if started and ended else None for started, ended in times],
+    }
 
 
 def _own(key: str, value: Any) -> dict[str, Any]:
@@ -232,31 +233,6 @@ def _own(key: str, value: Any) -> dict[str, Any]:
 def _in_order(columns: Cells, order: Iterable[str]) -> Cells:
     first = {name: columns[name] for name in order if name in columns}
     return first | columns
-
-
-def as_array(cells: Sequence[Any]) -> NDArray[Any]:
-    """Return cells (N,) as the narrowest array that holds them: int, float, bool, datetime64[us], else object."""
-    kinds = set(map(type, cells))
-    given = kinds - {NoneType}
-    if not given or given <= {int, float}:
-        if kinds == {int} and max(map(abs, cells)) < 2**62:
-            return np.array(cells, np.int64)
-        try:
-            return np.array(cells, float)
-        except OverflowError:  # an attribute of somebody's with hundreds of digits
-            return _objects(cells)
-    if kinds == {bool}:
-        return np.array(cells, bool)
-    if given == {datetime}:
-        return np.array(cells, "datetime64[us]")
-    return _objects(cells)
-
-
-def _objects(cells: Sequence[Any]) -> NDArray[Any]:
-    found = np.empty(len(cells), object)
-    for row, cell in enumerate(cells):  # one by one: lists among them stay lists
-        found[row] = cell
-    return found
 
 
 def _plain(value: Any) -> Any:

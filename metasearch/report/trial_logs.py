@@ -10,7 +10,7 @@ from typing import Any
 
 from metasearch.errors import NotFoundError
 from metasearch.records import EpochReport
-from metasearch.report.database import Database
+from metasearch.report.database import Database, trial_attributes
 from metasearch.report.frames import read_table
 from metasearch.report.heads import Head, study_head
 from metasearch.report.rows import Wanted
@@ -77,29 +77,10 @@ def _curves(database: Database, head: Head, ids: Sequence[int]) -> dict[int, lis
     if not head.description:
         return {}
     found: dict[int, list[EpochReport]] = {}
-    for trial, key, value in _stored(database, ids):
+    for trial, key, value in trial_attributes(database, ids, RESULT, CURVE):
         curve = json.loads(value)["curve"] if key == RESULT else value
         found[trial] = [EpochReport(**report) for report in curve]
     return found
-
-
-def _stored(database: Database, ids: Sequence[int]) -> Iterator[tuple[int, str, Any]]:
-    if database.known:
-        with database.snapshot() as select:
-            rows = select(
-                "SELECT a.trial_id, a.key, a.value_json FROM trial_user_attributes a WHERE a.key IN (:result, :curve)"
-                f" AND a.trial_id IN ({', '.join(str(each) for each in ids)})",
-                result=RESULT,
-                curve=CURVE,
-            )
-        yield from ((trial, key, json.loads(value)) for trial, key, value in rows)
-        return
-    from metasearch.search.store import open_storage
-
-    storage = open_storage(database.url)
-    for trial in ids:
-        attributes = storage.get_trial(trial).user_attrs
-        yield from ((trial, key, attributes[key]) for key in (RESULT, CURVE) if key in attributes)
 
 
 def _unix(moment: datetime | None) -> float | None:

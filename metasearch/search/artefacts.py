@@ -6,20 +6,23 @@ with the trial that made them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from metasearch.errors import InputError, StorageError
+from metasearch.errors import InputError, NotFoundError, StorageError
 from metasearch.folders import cache_folder
 
 PUBLISH_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -27,19 +30,43 @@ PUBLISH_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 BLOCK = 1 << 20
 
 
-def location(text: str) -> str:
-    """Return a folder as it is kept with a study: an absolute path, or a URL.
+@dataclass(frozen=True)
+class KeptFile:
+    """A file that a study reads again, on any of its nodes: its path or URL, and the SHA-256 that it has."""
+
+    place: str
+    digest: str
+
+    @classmethod
+    def at(cls, place: str) -> KeptFile:
+        """Return the file that lies at a path or URL now. Raises NotFoundError, and StorageError as `fetch` does."""
+        with _reading(place) as (files, path):
+            digest = _digest_if_there(Path(path)) if _is_local(files) else _download(files, path)
+        if digest is None:
+            raise NotFoundError(f"{place}: no such file")
+        return cls(place, digest)
+
+    def fetch(self) -> Path:
+        """Return a local copy, or the file itself. Raises NotFoundError if it is gone, StorageError as `fetch` does."""
+        path = fetch(self.place, self.digest)
+        if path is None:
+            raise NotFoundError(f"{self.place}: no such file")
+        return path
+
+
+def location(text: str, *, flag: str = "--artefacts") -> str:
+    """Return a folder or file as it is kept with a study: an absolute path, or a URL. flag: for the errors.
 
     Raises InputError for a protocol that is unknown or needs another package, and for a secret in the URL.
     """
     if "://" not in text:
         return str(Path(text).expanduser().absolute())
     if urlsplit(text).password:
-        raise InputError("--artefacts", "must hold no secret: give it in the environment or a mounted file")
+        raise InputError(flag, "must hold no secret: give it in the environment or a mounted file")
     try:
         url_to_fs(text)
     except (ValueError, ImportError) as error:
-        raise InputError("--artefacts", f"must be a folder or a URL that fsspec opens: {error}", text) from error
+        raise InputError(flag, f"must be a path or a URL that fsspec opens: {error}", text) from error
     return text.rstrip("/")
 
 
@@ -66,19 +93,20 @@ def check_writable(folder: str) -> None:
 def probed(folder: str) -> Iterator[str]:
     """Put a small file into the folder, made if it is not there, for as long as the block lasts; give its name."""
     name = f".probe-{uuid.uuid4().hex}"
-    files, path = _opened(joined(folder, name))
-    files.makedirs(path.rpartition("/")[0], exist_ok=True)
-    files.pipe_file(path, b"0" * 4096)
+    with _opened(joined(folder, name)) as (files, path):
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        files.pipe_file(path, b"0" * 4096)
     try:
         yield name
     finally:
-        files.rm_file(path)
+        with _opened(joined(folder, name)) as (files, path):
+            files.rm_file(path)
 
 
 def is_there(file: str) -> bool:
     """Whether there is a file of this path or URL."""
-    files, path = _opened(file)
-    return bool(files.exists(path))
+    with _opened(file) as (files, path):
+        return bool(files.exists(path))
 
 
 def publish(made: Path, folder: str, *, waits_s: tuple[float, ...] = PUBLISH_WAITS_S) -> dict[str, str]:
@@ -97,18 +125,18 @@ def publish(made: Path, folder: str, *, waits_s: tuple[float, ...] = PUBLISH_WAI
 
 
 def _publish_file(file: Path, folder: str) -> str:
-    files, path = _opened(joined(folder, file.name))
-    files.makedirs(path.rpartition("/")[0], exist_ok=True)
-    if _is_local(files):
-        part = f"{path}.{os.getpid()}.part"
-        try:
-            shutil.copyfile(file, part)
-            os.replace(part, path)
-        except OSError:
-            Path(part).unlink(missing_ok=True)
-            raise
-    else:
-        files.put_file(str(file), path)  # an object appears when it is whole
+    with _opened(joined(folder, file.name)) as (files, path):
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if _is_local(files):
+            part = f"{path}.{os.getpid()}.part"
+            try:
+                shutil.copyfile(file, part)
+                os.replace(part, path)
+            except OSError:
+                Path(part).unlink(missing_ok=True)
+                raise
+        else:
+            files.put_file(str(file), path)  # an object appears when it is whole
     return digest_of(file)
 
 
@@ -121,58 +149,104 @@ def digest_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(file: str, digest: str | None = None) -> Path | None:
+def fetch(file: str, digest: str) -> Path | None:
     """Return a local file that holds the artefact, a copy in the cache where it lies elsewhere; None if it is gone.
 
-    digest: what was kept with the trial. Raises StorageError if the file has another.
+    digest: its SHA-256, kept with the trial. Raises StorageError if the file has another, or is not to be had now.
     """
-    files, path = _opened(file)
-    if _is_local(files):
-        local = Path(path)
-        if not local.is_file():
-            return None
-    else:
-        key = hashlib.sha256(f"{file} {digest}".encode()).hexdigest()[:32]
-        local = cache_folder() / "artefacts" / key / path.rpartition("/")[2]
-        if not local.exists():
-            local.parent.mkdir(parents=True, exist_ok=True)
-            part = local.with_name(f"{local.name}.{os.getpid()}.part")
-            try:
-                files.get_file(path, str(part))
-            except FileNotFoundError:
-                return None
+    with _reading(file) as (files, path):
+        local = Path(path) if _is_local(files) else _place_in_cache(path, digest)
+        found = _digest_if_there(local)
+        if found != digest and not _is_local(files):
+            found = _download(files, path, wanted=digest)
+    if found not in (digest, None):
+        raise StorageError(f"{file}: is not what was kept: its SHA-256 differs from the one in the study")
+    return None if found is None else local
+
+
+def kept_files(described: Mapping[str, str | Mapping[str, str]]) -> dict[str, KeptFile]:
+    """Return the files of a study's description; an older one has paths alone, and means the files as they are now."""
+    return {name: KeptFile.at(file) if isinstance(file, str) else KeptFile(**file) for name, file in described.items()}
+
+
+def fetch_all(files: Mapping[str, KeptFile]) -> dict[str, Path]:
+    """Return each file's local copy under its own name. Raises as `KeptFile.fetch` does."""
+    return {name: file.fetch() for name, file in files.items()}
+
+
+def _digest_if_there(file: Path) -> str | None:
+    return digest_of(file) if file.is_file() else None
+
+
+def _place_in_cache(path: str, digest: str) -> Path:
+    return cache_folder() / "artefacts" / digest[:32] / path.rpartition("/")[2]
+
+
+def _download(files: AbstractFileSystem, path: str, wanted: str | None = None) -> str | None:
+    """Bring a file into the cache and return its SHA-256, None if it is gone. wanted: any other gets no place there."""
+    part = cache_folder() / "artefacts" / f"{uuid.uuid4().hex}.part"  # no pid: nodes may share the cache
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        files.get_file(path, str(part))
+        found = digest_of(part)
+        if wanted in (None, found):
+            local = _place_in_cache(path, found)
+            local.parent.mkdir(exist_ok=True)
             os.replace(part, local)
-    if digest is not None and digest_of(local) != digest:
-        raise StorageError(f"{file}: is not what the trial wrote: its SHA-256 differs from the one kept with the trial")
-    return local
+    except FileNotFoundError:
+        return None
+    finally:
+        part.unlink(missing_ok=True)
+    return found
 
 
 def trial_numbers(study_folder: str) -> list[int]:
     """Return the numbers of the trials that have a folder in their study's."""
-    files, path = _opened(study_folder)
     try:
-        found = [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
+        with _opened(study_folder) as (files, path):
+            found = [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
     except FileNotFoundError:
         return []
-    return sorted(int(name.removeprefix("trial-")) for name in found if name.startswith("trial-"))
+    matches = (re.fullmatch(r"trial-([0-9]{5,})", name) for name in found)
+    return sorted(int(match[1]) for match in matches if match is not None)
 
 
 def remove(folder: str) -> None:
     """Remove a folder with all that is in it. What cannot be removed now stays, for the next one who tries."""
-    files, path = _opened(folder)
-    if _is_local(files):
-        shutil.rmtree(path, ignore_errors=True)
-        return
+    with suppress(OSError), _opened(folder) as (files, path):  # not there, or away now: no reason to end a search
+        if _is_local(files):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            files.rm(path, recursive=True)
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """Do as `_opened`; what cannot be read is a StorageError."""
     try:
-        files.rm(path, recursive=True)
-    except OSError:  # not there, or not to be had now: no reason to end a search
-        return
+        with _opened(file) as opened:
+            yield opened
+    except OSError as error:
+        raise StorageError(f"{file}: {error.strerror or error}") from error
 
 
-def _opened(url: str) -> tuple[AbstractFileSystem, str]:
-    files, path = url_to_fs(url)
-    files.invalidate_cache()
-    return files, path
+@contextmanager
+def _opened(url: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """Give the file system of a path or URL, and the path there; whatever the file system raises is an OSError.
+
+    The classes of botocore, aiohttp, gcsfs, azure and others have no base in common but Exception. So a class of a
+    library's own is that library's failure, and a builtin one that is no OSError stays what it is, a fault of the code.
+    """
+    try:
+        files, path = url_to_fs(url)
+        files.invalidate_cache()
+        yield files, path
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error).__module__ == "builtins" and not isinstance(error, ImportError):  # s3fs is not on this node
+            raise
+        raise OSError(errno.EIO, f"{type(error).__name__}: {' '.join(str(error).split())}", url) from error
 
 
 def _is_local(files: AbstractFileSystem) -> bool:

@@ -1,40 +1,33 @@
-"""What differs between two studies' descriptions, and between the versions of a study and those that run now."""
+"""What differs between the descriptions of two studies."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optuna.study import Study
+
+from metasearch.records import Config
 from metasearch.search.store import StudyDescription
 
-COMPARED = ("task", "fingerprint", "objectives", "constraints", "seed", "sampler", "teacher", "source")
-"""Fields of a description that make a study another one; of a fingerprint the start is shown."""
-PACKAGES = ("metasearch", "torch", "optuna", "ray")
-
-
-def study_versions() -> dict[str, str]:
-    """Return the versions that a study made now is described by."""
-    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-
-
-def version_differences(made_by: Mapping[str, str]) -> list[str]:
-    """Return a text for each version that would change what a trial computes: "torch 2.14.1, here 2.15.0".
-
-    Those of Optuna and Ray, and the last number of Python's, change none.
-    """
-    here = study_versions()
-    names = [name for name in ("metasearch", "torch", "python") if name in made_by]
-
-    def short(name: str, text: str) -> str:
-        return text.rpartition(".")[0] if name == "python" else text.partition("+")[0]
-
-    return [
-        f"{name} {made_by[name]}, here {here[name]}"
-        for name in names
-        if short(name, made_by[name]) != short(name, here[name])
-    ]
+QUEUED = "fixed_params"
+"""Optuna's name for what an enqueued trial was given."""
+COMPARED = (
+    "task",
+    "fingerprint",
+    "objectives",
+    "constraints",
+    "seed",
+    "sampler",
+    "teacher",
+    "source",
+    "initial",
+    "early_stopping",
+    "warm_start_asked",
+)
+"""Fields of a description that make a study another one. What `auto` finds to start from differs from day to day."""
+DIGITS = 12
+"""So much of a digest is shown."""
 
 
 def differences(old: StudyDescription, new: StudyDescription) -> list[str]:
@@ -49,10 +42,31 @@ def differences(old: StudyDescription, new: StudyDescription) -> list[str]:
     return found
 
 
+def queued_first(study: Study) -> list[Config]:
+    """Return the configurations that a study was to run first, as they were given."""
+    trials = study.get_trials(deepcopy=False)
+    return [trial.system_attrs[QUEUED] for trial in trials if QUEUED in trial.system_attrs]
+
+
+def queue_differences(before: Sequence[Config], now: Sequence[Config]) -> list[str]:
+    """Return a text for each thing that is otherwise in the first configuration to differ, or of another number."""
+    if len(before) != len(now):
+        return [f"enqueue of {len(before)} configurations, now of {len(now)}"]
+    for position, configs in enumerate(zip(before, now, strict=True)):
+        if configs[0] != configs[1]:
+            return _changes(*(_flat(f"enqueue[{position}]", config) for config in configs))
+    return []
+
+
 def _flat(field: str, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
-        return {f"{field}.{key}": entry for key, entry in value.items()}
-    return {field: value[:12] if field == "fingerprint" else value}
+        return {f"{field}.{key}": _content(entry) for key, entry in value.items()}
+    return {field.removesuffix("_asked"): value[:DIGITS] if field == "fingerprint" else value}
+
+
+def _content(entry: Any) -> Any:
+    """Return what makes a value of a mapping another one: of a KeptFile what it holds, wherever it lies."""
+    return entry["digest"][:DIGITS] if isinstance(entry, Mapping) and "digest" in entry else entry
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

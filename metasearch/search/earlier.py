@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -12,7 +11,7 @@ from optuna.trial import TrialState
 from metasearch.errors import InfeasibleError, InputError, NotFoundError
 from metasearch.parameters import Value
 from metasearch.records import METRICS, TrialResult
-from metasearch.search.artefacts import fetch, joined, trial_folder
+from metasearch.search.artefacts import KeptFile, joined, location, trial_folder
 from metasearch.search.fixing import STRATEGY, STRUCTURE, fix, narrow_to, part_of
 from metasearch.search.objectives import Constraint
 from metasearch.search.pareto import Front
@@ -57,23 +56,27 @@ def front_of(storage: RDBStorage, name: str) -> dict[int, TrialResult]:
     return {number: results[number] for number in front.in_order()}
 
 
-def student_file(storage: Callable[[], RDBStorage], text: str) -> Path:
-    """Return the weights that `--init-from` names: a file, or those of the best student of a study.
+def student_file(storage: Callable[[], RDBStorage], text: str) -> KeptFile:
+    """Return the weights that `--init-from` names: a file, by its path or URL, or those of the best student of a study.
 
-    storage: opened only where a study is named. Raises NotFoundError where they are not there.
+    storage: opened only where a study is named. Raises NotFoundError where they are not there, StorageError where they
+    are others than the study's.
     """
+    digest = None
     if text.endswith(WEIGHTS_SUFFIX):
-        place, digest = str(Path(text).absolute()), None
+        place = location(text, flag="--init-from")
     else:
         opened = storage()
         artefacts = description_of(load_study(opened, text)).artefacts
         number, best = next(iter(front_of(opened, text).items()))
         place = joined(trial_folder(joined(artefacts, text), number), STUDENT_FILE)
         digest = best.artefacts.get(STUDENT_FILE)
-    path = fetch(place, digest)
-    if path is None:
-        raise NotFoundError(f"--init-from {text}: {place} is not there")
-    return path
+    try:
+        file = KeptFile.at(place) if digest is None else KeptFile(place, digest)
+        file.fetch()
+    except NotFoundError as error:
+        raise NotFoundError(f"--init-from {text}: {error}") from error
+    return file
 
 
 def decided_space(storage: RDBStorage, space: Space, decided: Decided, *, tell: Callable[[str], None]) -> Space:

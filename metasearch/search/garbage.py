@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
-from metasearch.folders import cache_folder, home_folder
+from metasearch.folders import artefact_folder, cache_folder
 from metasearch.search.store import DESCRIPTION, shown_url
 
 OWNER_FILE = "storage"
@@ -30,14 +30,15 @@ def collect(storage: RDBStorage, *, remove: bool) -> Iterator[tuple[Path, int]]:
     Study folders in the home folder's artefacts that this storage's studies have left behind, and the whole cache: all
     of it can be made again. Artefacts of another storage, or in a folder that was chosen for them, are left alone.
     """
-    artefacts = home_folder() / "artefacts"
     used = {
         (Path(study.user_attrs[DESCRIPTION]["artefacts"]) / study.study_name).resolve()
         for study in optuna.get_all_study_summaries(storage)
         if DESCRIPTION in study.user_attrs
     }
     owned = [
-        file.parent for file in sorted(artefacts.rglob(OWNER_FILE)) if file.read_text().strip() == _identity(storage)
+        file.parent
+        for file in sorted(artefact_folder().rglob(OWNER_FILE))
+        if file.read_text().strip() == _identity(storage)
     ]
     strays = [folder for folder in owned if not any(path.is_relative_to(folder.resolve()) for path in used)]
     strays = [folder for folder in strays if not any(other in folder.parents for other in strays)]

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -24,9 +24,12 @@ from typing import Any
 
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.search.connect import TOKEN_REMEDY
+from metasearch.search.patience import Patience
 
 TIMEOUT_S = 30.0
 POLL_S = 1.5
+LOG_RATE = 50_000.0
+"""Characters a second: a log comes whole each time that it is asked for, a long one therefore less often."""
 STUDY = "metasearch_study"
 """The key of a job's metadata that names its study."""
 STOP_WAIT_S = 60
@@ -118,17 +121,23 @@ class JobServer:
         """Return what a job has written so far."""
         return str(json.loads(self._ask("GET", f"/api/jobs/{job}/logs"))["logs"])
 
-    def follow(self, job: str) -> Iterator[str]:
-        """Yield what a job writes, as it comes, until it has ended."""
-        shown = 0
+    def follow(self, job: str, *, write: Callable[[str], None], tell: Callable[[str], None]) -> Job:
+        """Write what a job writes, as it comes; return it once it has ended. tell: hears of a server that is away.
+
+        The server has no offset into a log, and its stream is a WebSocket, for which a client needs another package.
+        """
+        patience = Patience(tell=tell, what=f"job server {self.url}", away=_may_pass)
+        shown, due = 0, 0.0
         while True:
-            over = self.job(job).is_over  # before its logs, so that its last words are among them
-            written = self.logs(job)
-            if len(written) > shown:
-                yield written[shown:]
-                shown = len(written)
-            if over:
-                return
+            found = patience.retried(lambda again: self.job(job))  # before its logs: its last words are among them
+            if found.is_over or time.monotonic() >= due:
+                written = patience.retried(lambda again: self.logs(job))
+                if len(written) > shown:
+                    write(written[shown:])
+                    shown = len(written)
+                due = time.monotonic() + shown / LOG_RATE
+            if found.is_over:
+                return found
             time.sleep(POLL_S)
 
     def stop(self, job: str) -> bool:
@@ -154,6 +163,14 @@ class JobServer:
             cause = getattr(error, "reason", error)
             next_step = "is that the head's dashboard, and its port open to this machine?"
             raise MetasearchError(f"job server {self.url}: no answer ({cause}); {next_step}") from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a request failed for a reason that may pass: no answer, or the server's own fault."""
+    cause = error.__cause__
+    if isinstance(cause, urllib.error.HTTPError):
+        return cause.code >= 500
+    return isinstance(cause, OSError | HTTPException)
 
 
 def command_text(arguments: Sequence[str]) -> str:

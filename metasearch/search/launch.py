@@ -15,37 +15,31 @@ from typing import Any
 from optuna.storages import RDBStorage
 from optuna.study import Study
 
-from metasearch.errors import InputError, MetasearchError
+from metasearch.errors import InputError, MetasearchError, StorageError
 from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.artefacts import check_writable, fetch, joined
+from metasearch.search.artefacts import check_writable, fetch, fetch_all, joined, kept_files, trial_folder
 from metasearch.search.controls import choose, companion, propose_control
-from metasearch.search.differences import version_differences
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.garbage import claim
 from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.nodes import Reach, check_nodes, versions_here
+from metasearch.search.nodes import Reach, check_nodes
 from metasearch.search.objectives import Constraint
 from metasearch.search.patience import Patience
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.placement import memory_share
 from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
-from metasearch.search.prepare import possible_with_files
 from metasearch.search.priors import load_warm_start
-from metasearch.search.runner import (
-    GPU_HOURS_USED,
-    Limits,
-    Resources,
-    StopFlag,
-    drive,
-    ray_running,
-    stopping_on_signals,
-)
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.searcher import GPU_HOURS_USED, Limits
 from metasearch.search.space import Space
+from metasearch.search.starts import possible_with_files
+from metasearch.search.stopping import StopFlag, stopping_on_signals
 from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
+from metasearch.search.versions import version_differences, versions_here
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherSource, teacher_for
 
@@ -101,16 +95,18 @@ def run_study(
         if different:
             rule = "was made by other versions, with which its trials may not compare: --accept-versions goes on"
             raise InputError(f"study {name}", rule, "; ".join(different))
+        if description.gpu_hours is not None and not resources.gpus:
+            raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
         check_writable(description.artefacts)
         stop = StopFlag()
-        lease = Lease(study, on_stop=stop.set)
+        heard = watcher or Watcher()
+        lease = Lease(study, on_stop=stop.set, tell=heard.stage)
         lease.acquire()
         try:
             if trials is not None and trials != description.trials:
                 description = replace(description, trials=trials)
                 study.set_user_attr(DESCRIPTION, asdict(description))
             claim(joined(description.artefacts, name), storage)
-            heard = watcher or Watcher()
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 return _Search(storage, study, description, resources, heard, stop).run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
@@ -128,7 +124,12 @@ def _cluster_checked(
         yield
         return
     with ray_running(resources):
-        reach = Reach(task=TaskSource(**description.task), artefacts=description.artefacts)
+        reach = Reach(
+            task=TaskSource(**description.task),
+            source=None if description.source is None else TaskSource(**description.source),
+            initial=kept_files(description.initial),
+            artefacts=description.artefacts,
+        )
         check_nodes(reach, cpus=resources.threads, gpus=resources.gpus, tell=tell)
         yield
 
@@ -162,9 +163,13 @@ class _Search:
             raise InputError(
                 f"task {source.text}", "has changed since the study was made", f"digest={task.fingerprint[:12]}"
             )
-        initial = {init: Path(path) for init, path in d.initial.items()}
+        initial = kept_files(d.initial)
         space, left_out = possible_with_files(
-            d.parsed_space(), task, teacher=TeacherSource.of(d.teacher), initial=initial, joint=d.source is not None
+            d.parsed_space(),
+            task,
+            teacher=TeacherSource.of(d.teacher),
+            initial=fetch_all(initial),
+            joint=d.source is not None,
         )
         teacher = self._teacher(task, space)
         space, more = possible_with_teacher(space, teacher.feature_names)
@@ -180,13 +185,13 @@ class _Search:
             gpu_memory=memory_share(self.resources.gpus),
             versions={} if self.resources.address is None else versions_here(),
         )
-        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s else None
+        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s is not None else None
         if timer is not None:
             timer.daemon = True
             timer.start()
         with ray_running(self.resources):
             ledger = self._ledger(self.study, d.trials, space)
-            self._drive(ledger, prepare, "search")
+            self._drive(ledger, prepare, "search", gpu_hours=d.gpu_hours)
             if timer is not None:
                 timer.cancel()
             if self.stop.reason in {TIME_USED, GPU_HOURS_USED}:
@@ -251,7 +256,7 @@ class _Search:
             patience=Patience(tell=self.watcher.stage, stopped=self.stop.is_set),
         )
 
-    def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str) -> None:
+    def _drive(self, ledger: Ledger, prepare: PipelineWorker, title: str, *, gpu_hours: float | None = None) -> None:
         self.watcher.trials(ledger, title)
         drive(
             ledger,
@@ -260,46 +265,62 @@ class _Search:
             resources=self.resources,
             stop=self.stop,
             progress=lambda changed: self.watcher.trials(changed, title),
-            limits=Limits(self.description.trial_timeout_s, self.description.gpu_hours),
+            limits=Limits(self.description.trial_timeout_s, gpu_hours),
         )
 
     def _final_runs(self, ledger: Ledger, task: Task, prepare: PipelineWorker) -> None:
         chosen = choose(ledger.front)
         if not chosen:
             return
-        configs = {
+        results = {
             trial.number: TrialResult.from_json(trial.user_attrs["result"])
             for trial in self.study.trials
-            if trial.number in chosen
+            if trial.number in ledger.front.members
         }
         runs = companion(
             self.storage,
             self.study,
             self.description,
-            {n: (configs[n].config, dict(configs[n].metrics)) for n in chosen},
+            {n: (results[n].config, dict(results[n].metrics)) for n in chosen},
             task,
         )
         books = self._ledger(runs, None, None)
         if books.wanted:
             self._drive(books, prepare, "final runs and controls")
         if not self.stop.is_set():
-            self._measure_latency(ledger, runs, task, chosen)
+            self._measure_latency({n: results[n] for n in ledger.front.in_order()}, runs, task)
+            runs.set_user_attr("chosen", chosen)
 
-    def _measure_latency(self, ledger: Ledger, runs: Study, task: Task, chosen: list[int]) -> None:
+    def _measure_latency(self, front: Mapping[int, TrialResult], runs: Study, task: Task) -> None:
         """One student after the other, on an otherwise idle machine: wall clock inside parallel trials is noise."""
         from metasearch.measure import latency_ms
 
         self.watcher.stage("latency of the front")
         example = task.validation.inputs[:1].numpy()
         measured = runs.user_attrs.get("latency", {})
-        for number in ledger.front.in_order():
-            folder = ledger.folder_of(number)
-            file = None if folder is None or str(number) in measured else fetch(joined(folder, ONNX_FILE))
+        study_folder = joined(self.description.artefacts, self.study.study_name)
+        for number, result in front.items():
+            if str(number) in measured:
+                continue
+            file = onnx_file(trial_folder(study_folder, number), result, tell=self.watcher.stage)
             if file is not None:
                 median, spread = latency_ms(file, example)
                 measured[str(number)] = {"median_ms": median, "spread_ms": spread}
         runs.set_user_attr("latency", measured)
-        runs.set_user_attr("chosen", chosen)
+
+
+def onnx_file(folder: str, result: TrialResult, *, tell: Callable[[str], None]) -> Path | None:
+    """Return the ONNX file of a trial in its folder, None where it wrote none or it is gone.
+
+    tell: hears of one that is another's or not to be had now, None as well: that is no reason to end a search.
+    """
+    if ONNX_FILE not in result.artefacts:
+        return None
+    try:
+        return fetch(joined(folder, ONNX_FILE), result.artefacts[ONNX_FILE])
+    except StorageError as error:
+        tell(f"latency is not measured of {error}")
+        return None
 
 
 def _counted(failures: dict[str, int]) -> str:

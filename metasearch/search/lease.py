@@ -37,17 +37,20 @@ _held: set[str] = set()
 class Lease:
     """Holds a study for this process until `release`; a thread renews it and watches for a request to stop.
 
-    on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost.
+    on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost. tell:
+    hears what is waited for.
     """
 
-    def __init__(self, study: Study, *, on_stop: Callable[[str], None]) -> None:
+    def __init__(
+        self, study: Study, *, on_stop: Callable[[str], None], tell: Callable[[str], None] = lambda line: None
+    ) -> None:
         storage: Any = study._storage  # the cached wrapper; its backend owns the engine
         backend = getattr(storage, "_backend", storage)
         assert isinstance(backend, RDBStorage)
         self._engine: Engine = backend.engine
         self._study_id: int = study._study_id
         self._name = study.study_name
-        self._on_stop = on_stop
+        self._on_stop, self._tell = on_stop, tell
         self._identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._text = ""
         self._done = threading.Event()
@@ -59,29 +62,49 @@ class Lease:
         The lease of another machine is watched before it is taken over: the clocks of two machines may differ by more
         than a lease lasts.
         """
+        _held.add(self._identity["token"])
+        try:
+            while not self._swap(self._free_lease()):
+                if _read(self._engine, self._study_id, LEASE) is not None:  # else given back between look and swap
+                    raise StorageError(f"study {self._name}: another driver has just started")
+        except BaseException:
+            _held.discard(self._identity["token"])
+            raise
+        self._forget_stop()
+        self._thread.start()
+
+    def _free_lease(self) -> str | None:
+        """Return the lease of a dead driver, None where there is none. Raises StorageError for that of a live one."""
         held = _read(self._engine, self._study_id, LEASE)
-        holder = None if held is None else json.loads(held)
-        if holder is not None and (alive(holder) if _is_here(holder) else self._is_renewed(str(held))):
+        if held is None:
+            return None
+        holder = json.loads(held)
+        if _is_here(holder):
+            renewed = alive(holder)
+        else:
+            now = self._watched(held, holder)
+            held, renewed = now, now not in (held, None)
+        if renewed:
             raise StorageError(
                 f"study {self._name}: a driver is running (process {holder['pid']} on {holder['host']}); "
                 f"`metasearch stop {self._name}` ends it"
             )
-        _held.add(self._identity["token"])
-        if not self._swap(held):
-            _held.discard(self._identity["token"])
-            raise StorageError(f"study {self._name}: another driver has just started")
-        self._forget_stop()
-        self._thread.start()
+        return held
 
-    def _is_renewed(self, held: str) -> bool:
-        """Whether a lease changes while it is watched: until it has expired by its own time and ours, at most."""
-        age_s = max(0.0, time.time() - json.loads(held)["time"])
-        until = time.monotonic() + max(EXPIRES_S - age_s, 3 * RENEW_S)
-        while time.monotonic() < until:
+    def _watched(self, held: str, holder: dict[str, Any]) -> str | None:
+        """Return what stands in a lease's place once it changes, or has expired by its own time and ours."""
+        age_s = max(0.0, time.time() - holder["time"])
+        watch_s = max(EXPIRES_S - age_s, 3 * RENEW_S)
+        self._tell(
+            f"study {self._name}: process {holder['pid']} on {holder['host']} was driving it; "
+            f"watching for up to {watch_s:.0f} s whether it still does"
+        )
+        until = time.monotonic() + watch_s
+        now: str | None = held
+        while now == held and time.monotonic() < until:
             time.sleep(LOOK_S)
-            if (now := _read(self._engine, self._study_id, LEASE)) != held:
-                return now is not None
-        return False
+            now = _read(self._engine, self._study_id, LEASE)
+        return now
 
     def release(self) -> None:
         """Give the lease back and end the thread."""

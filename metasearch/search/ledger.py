@@ -10,7 +10,8 @@ import json
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from metasearch.records import Config, EpochReport, TrialResult
 from metasearch.search import artefacts as folders
 from metasearch.search.driver_storage import driven, written_together
 from metasearch.search.early_stopping import SuccessiveHalving
+from metasearch.search.gpu_time import attempt_seconds, gpu_seconds
+from metasearch.search.names import SPENT
 from metasearch.search.objectives import Constraint
 from metasearch.search.pareto import Front
 from metasearch.search.patience import PATIENT, Patience
@@ -33,6 +36,11 @@ RETRIES = 3
 
 OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
 """Of the cause of a loss: what Ray says of a worker that it killed to save its node's memory."""
+
+LEAVE_S = 20.0
+"""How long a driver that is to stop tries to write what it leaves, while the storage is away."""
+
+NOTHING_SPENT: Mapping[int, float] = MappingProxyType({})
 
 MOST_LOST = 3
 """Trials lost to the machine in a row after which the search stops: the machine needs looking at."""
@@ -84,10 +92,11 @@ class Ledger:
         self.running: dict[int, EpochReport | None] = {}
         self.lost_in_a_row = 0
         self.last_lost = ""
-        self.gpu_seconds = 0.0
         self._asked: dict[int, tuple[optuna.Trial, Proposal]] = {}
         self._losses: Counter[int] = Counter()
+        self._spent: dict[int, float] = {}
         self._again: deque[int] = deque()  # Optuna's ids of the trials to run again
+        self._settle()
         for trial in self.study.get_trials(deepcopy=False):
             self._take_in(trial)
         queued = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
@@ -103,6 +112,11 @@ class Ledger:
     def wanted(self) -> int:
         """Trials still to be asked: so many that `target` finish if none is lost, and all that are run again."""
         return max(self.target - self.finished - len(self.running), len(self._again))
+
+    @property
+    def gpu_seconds(self) -> float:
+        """The GPU time that the study's trials have used so far, those of earlier drivers too."""
+        return gpu_seconds(self.study.get_trials(deepcopy=False))
 
     def ask(self) -> tuple[int, Proposal, int]:
         """Return the next trial's number, proposal and seed: one lost or left running, else a new one."""
@@ -169,18 +183,26 @@ class Ledger:
         One that a machine has killed for its memory so often has failed by its own doing.
         """
         trial, _ = self._asked[number]
-        if not self._count_loss(trial._trial_id, number):
+        self._losses[number] += 1
+        given_up = self._losses[number] > RETRIES
+        spent = {} if given_up else self._spend(number, attempt_seconds(worker))  # of the last attempt RUN tells
+        self._note({trial._trial_id: {LOSSES: self._losses[number]} | spent})
+        if given_up:
             starved = any(text in cause for text in OUT_OF_MEMORY)
             self.tell_failure(number, "out_of_memory" if starved else LOST, cause, worker)
             return
-        self.gpu_seconds += _gpu_seconds(worker)
         self._again.appendleft(trial._trial_id)
         self._forget(number)
 
-    def leave_running(self) -> None:
-        """Note on the trials not ended that they are left in good order, not lost with their driver."""
-        for trial_id in [*self._again, *(trial._trial_id for trial, _ in self._asked.values())]:
-            self._note(trial_id, LEFT, True)
+    def leave_running(self, spent: Mapping[int, float] = NOTHING_SPENT) -> None:
+        """Note on the trials not ended that they are left in good order, not lost with their driver.
+
+        spent: the GPU-seconds of what is running, by the trials' numbers.
+        """
+        left: dict[int, dict[str, Any]] = {trial_id: {LEFT: True} for trial_id in self._again}
+        for number, (trial, _) in self._asked.items():
+            left[trial._trial_id] = {LEFT: True} | self._spend(number, spent.get(number, 0.0))
+        self._note(left, replace(self._patience, stopped=lambda: False, give_up_s=LEAVE_S))
 
     def tell_failure(self, number: int, reason: str, message: str, worker: Mapping[str, Any]) -> None:
         """Record a failed trial with its reason; one lost to the machine does not count as finished."""
@@ -220,10 +242,22 @@ class Ledger:
                 self.study.tell(trial, values, state=state)
 
         self._patience.retried(write)
-        self.gpu_seconds += _gpu_seconds(attributes[RUN])
 
-    def _note(self, trial_id: int, name: str, value: Any) -> None:
-        self._patience.retried(lambda again: self.study._storage.set_trial_user_attr(trial_id, name, value))
+    def _note(self, attributes: Mapping[int, Mapping[str, Any]], patience: Patience | None = None) -> None:
+        """Write attributes of trials that go on, by Optuna's ids: all or none."""
+
+        def write(again: bool) -> None:
+            with written_together(self.study):
+                for trial_id, of_trial in attributes.items():
+                    for name, value in of_trial.items():
+                        self.study._storage.set_trial_user_attr(trial_id, name, value)
+
+        (patience or self._patience).retried(write)
+
+    def _spend(self, number: int, seconds: float) -> dict[str, float]:
+        """Count the GPU time of an attempt that comes to nothing; return what to keep with the trial."""
+        self._spent[number] = self._spent.get(number, 0.0) + seconds
+        return {SPENT: self._spent[number]} if seconds else {}
 
     def _enter(self, number: int, result: TrialResult) -> list[int]:
         """Enter a complete trial; return the trials off the front now, which the artefact rule drops."""
@@ -245,15 +279,11 @@ class Ledger:
     def _take_in(self, trial: FrozenTrial) -> None:
         """Enter a trial that the storage holds already."""
         result = TrialResult.from_json(trial.user_attrs[RESULT]) if RESULT in trial.user_attrs else None
-        if trial.state == TrialState.RUNNING:
-            trial = self._settle(trial, result)
-        state = trial.state
-        if state == TrialState.FAIL:
+        if trial.state == TrialState.FAIL:
             self.failures[trial.user_attrs.get(FAILURE, {}).get("reason", "unknown")] += 1
-        self.gpu_seconds += _gpu_seconds(trial.user_attrs.get(RUN, {}))
         if not is_finished(trial):
             return
-        self.states[state.name] += 1
+        self.states[trial.state.name] += 1
         curve = [EpochReport(**report) for report in trial.user_attrs.get(CURVE, [])]
         if result is not None:
             self._enter(trial.number, result)
@@ -261,36 +291,33 @@ class Ledger:
         if self.halving is not None:
             self.halving.refill(trial.number, curve)
 
-    def _settle(self, trial: FrozenTrial, result: TrialResult | None) -> FrozenTrial:
-        """Queue a trial that a dead driver left running, or end it where only the telling was missing."""
-        values = None
-        if result is not None:
-            state, values = TrialState.COMPLETE, [result.metrics[name] for name in self._objectives]
-        elif CURVE in trial.user_attrs:
-            state = TrialState.PRUNED
-        elif FAILURE in trial.user_attrs:
-            state = TrialState.FAIL
-        else:
-            self._losses[trial.number] = trial.user_attrs.get(LOSSES, 0)
-            if trial.user_attrs.get(LEFT):
-                self.study._storage.set_trial_user_attr(trial._trial_id, LEFT, False)
-                again = True
+    def _settle(self) -> None:
+        """Queue what a dead driver left running, and end what it only had not told of."""
+        queued: dict[int, dict[str, Any]] = {}
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            number, known = trial.number, trial.user_attrs
+            lost = not known.get(LEFT)
+            self._losses[number] = known.get(LOSSES, 0) + lost
+            self._spent[number] = known.get(SPENT, 0.0)
+            if self._losses[number] > RETRIES or not known.keys().isdisjoint({RESULT, CURVE, FAILURE}):
+                self._end_untold(trial)
             else:
-                again = self._count_loss(trial._trial_id, trial.number)
-            if again:
-                self._again.append(trial._trial_id)
-                return trial
-            failure = {"reason": LOST, "message": f"lost {RETRIES + 1} times with its worker or driver"}
-            self.study._storage.set_trial_user_attr(trial._trial_id, FAILURE, failure)
-            state = TrialState.FAIL
-        self.study.tell(trial.number, values, state=None if values else state)
-        return self.study._storage.get_trial(trial._trial_id)
+                queued[trial._trial_id] = {LOSSES: self._losses[number]} if lost else {LEFT: False}
+        self._note(queued)
+        self._again.extend(queued)
 
-    def _count_loss(self, trial_id: int, number: int) -> bool:
-        """Count one more loss of a trial; return whether it is to be run again."""
-        self._losses[number] += 1
-        self._note(trial_id, LOSSES, self._losses[number])
-        return self._losses[number] <= RETRIES
+    def _end_untold(self, trial: FrozenTrial) -> None:
+        """End a trial as the storage says that it ended; one of which it says nothing was lost with every driver."""
+        known, attributes, values = trial.user_attrs, {}, None
+        state: TrialState | None = TrialState.FAIL
+        if RESULT in known:
+            metrics = TrialResult.from_json(known[RESULT]).metrics
+            state, values = None, [metrics[name] for name in self._objectives]
+        elif CURVE in known:
+            state = TrialState.PRUNED
+        elif FAILURE not in known:
+            attributes = {FAILURE: {"reason": LOST, "message": f"lost {RETRIES + 1} times with its worker or driver"}}
+        self._end(optuna.Trial(self.study, trial._trial_id), attributes, values=values, state=state)
 
     def _remove_strays(self) -> None:
         """Remove what a dead driver left: folders of trials off the front, half of one that is run again."""
@@ -305,10 +332,6 @@ class Ledger:
             folder = self.folder_of(number)
             if folder is not None and not self._only_queued:
                 folders.remove(folder)
-
-
-def _gpu_seconds(run: Mapping[str, Any]) -> float:
-    return float(run["gpus"] * (run["ended"] - run["started"])) if "gpus" in run else 0.0
 
 
 def check_distinct(configurations: Sequence[Config], place: str) -> None:

@@ -9,7 +9,6 @@ import ray
 import torch
 
 from metasearch.errors import InputError
-from metasearch.initial import meta_files
 from metasearch.meta.making import MetaRequest, find_artefact, largest_shape, make_artefact
 from metasearch.meta.methods import METHODS
 from metasearch.meta.policy_making import PolicyRequest, find_policy_network, make_policy_network
@@ -18,6 +17,7 @@ from metasearch.parameters import LEARNED_POLICIES, NETWORK, POLICY_METHOD, Valu
 from metasearch.search.runner import Resources, ray_running
 from metasearch.search.settings import Setting
 from metasearch.search.space import Space
+from metasearch.search.starts import meta_learned
 from metasearch.tasks import TaskSource
 from metasearch.tasks.episodes import EpisodeShape
 from metasearch.tasks.families import load_family
@@ -74,7 +74,7 @@ def completed_files(
     source: the search's own task, whose data root, image size and seed the family shares. make: False only says what is
     absent.
     """
-    given = meta_files([Path(text).absolute() for text in files])
+    given = meta_learned(files)
     alike = TaskSource("", data_root=source.data_root, image_size=source.image_size, seed=source.seed)
     needed = needed_artefacts(space, family, source=alike, given=given, seed=source.seed)
     if make:

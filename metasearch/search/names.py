@@ -5,7 +5,8 @@ Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.
 companion `latency` (the serial measurements).
 Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
 `curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while a driver
-that stopped in good order has left it to the next one), `role` of a companion's run.
+that stopped in good order has left it to the next one), `spent` (GPU-seconds of its attempts before the last), `role`
+of a companion's run.
 
 Imports neither Optuna nor, for SQLite, SQLAlchemy: together they take a third of a second.
 """
@@ -23,7 +24,7 @@ CONTROLS = "/controls"
 DESCRIPTION, STOP, PRIOR, LEASE = "metasearch", "stop", "prior", "lease"
 TEACHER, LATENCY = "teacher", "latency"
 RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"
-LOSSES, LEFT = "losses", "left"
+LOSSES, LEFT, SPENT = "losses", "left", "spent"
 LOST = "lost"
 """The failure reason of a trial that its machine lost too often; it does not count as finished."""
 

@@ -6,38 +6,32 @@ do not see the artefact folder would lose weights. Both are refused with a line 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import os
-import platform
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from metasearch.errors import MetasearchError
-from metasearch.search.artefacts import is_there, joined, probed
-from metasearch.search.placement import memory_line, slots
+from metasearch.search.artefacts import KeptFile, fetch_all, is_there, joined, probed
+from metasearch.search.placement import memory_line, memory_share, slots
+from metasearch.search.versions import unlike, versions_here
 from metasearch.tasks import TaskSource
 
 WAIT_S = 60.0
 """A node that has not answered by then is said to be silent; its first worker process starts within seconds."""
-PACKAGES = ("metasearch", "ray", "torch", "optuna")
 
 
 @dataclass(frozen=True)
 class NodeReport:
     """What was found on a node.
 
-    node: its address. problems: by "data", "artefacts" and "storage", of what it does not reach. devices: name and
-    bytes of each GPU. token: whether its Ray asks for one. clock_s: by how much its clock is ahead of the driver's, at
-    least. silent: why it has not answered, "" if it has.
+    node: its address. problems: by the names of a Reach's fields, of what it does not reach. devices: name and bytes of
+    each GPU. token: whether its Ray asks for one. clock_s: by how much its clock is ahead of the driver's, at least.
+    silent: why it has not answered, "" if it has.
     """
 
     node: str
@@ -51,65 +45,36 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class Reach:
-    """What a node is to reach. artefacts: a folder, or a URL. storage: host and port of a database server."""
+    """What a node is to reach; a problem has the name of the field that it is about.
+
+    source: the task of a joint training. initial: what students start from. artefacts: a folder, or a URL. storage:
+    host and port of a database server.
+    """
 
     task: TaskSource | None = None
+    source: TaskSource | None = None
+    initial: Mapping[str, KeptFile] = field(default_factory=dict)
     data_root: str | None = None
     artefacts: str | None = None
     storage: tuple[str, int] | None = None
 
 
-def versions_here() -> dict[str, str]:
-    """Return what must be alike on all nodes, as it is in this process: versions, and a hash of the package's files."""
-    here = {"python": ".".join(platform.python_version_tuple()[:2])}  # Ray itself asks for no more
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            here[name] = metadata.version(name).partition("+")[0]  # the build, such as +cpu, may differ
-    return here | {"package": package_digest()}
-
-
-@cache
-def package_digest() -> str:
-    """Return a hash of the files of this package, 12 hexadecimal digits."""
-    spec = importlib.util.find_spec("metasearch")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def unlike(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """Return what differs, a text each: the name, what a node has, and what the driver has."""
-    names = [name for name in here if there.get(name) != here[name]]
-    if "metasearch" in names and "package" in names:
-        names.remove("package")  # of another version anyway
-    label = {"package": "metasearch's files"}
-    return [f"{label.get(name, name)} {there.get(name, 'not there')}, the driver's {here[name]}" for name in names]
-
-
-def check_versions(expected: Mapping[str, str]) -> None:
-    """Raise MetasearchError unless this process has what the driver has: a node that joined later is told here.
-
-    expected: empty where there is nothing to compare, on the driver's own machine.
-    """
-    if expected and (wrong := unlike(versions_here(), expected)):
-        raise MetasearchError(f"node {socket.gethostname()}: {'; '.join(wrong)}; install the driver's versions there")
-
-
 def examine(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a NodeReport says of the machine that this runs on, as plain values; the problems alone raise not.
 
-    wanted: the fields of a Reach, the task as plain values, and `probe`, a file that the driver has put there.
+    wanted: the fields of a Reach as plain values, and `probe`, a file that the driver has put there. A driver of
+    another version may ask for less: that it is of another one is what it is to hear.
     """
-    checks: dict[str, Callable[[], None]] = {}
+    wanted = {**asdict(Reach()), **wanted}
+    checks: dict[str, Callable[[], object]] = {}
     if wanted["task"] is not None:
-        checks["data"] = lambda: locate_data(TaskSource(**wanted["task"]))
+        checks["task"] = lambda: locate_data(TaskSource(**wanted["task"]))
+    if wanted["source"] is not None:
+        checks["source"] = lambda: locate_data(TaskSource(**wanted["source"]))
+    if wanted["initial"]:
+        checks["initial"] = lambda: fetch_all({init: KeptFile(**file) for init, file in wanted["initial"].items()})
     if wanted["data_root"] is not None:
-        checks["data"] = lambda: os.scandir(wanted["data_root"]).close()
+        checks["data_root"] = lambda: os.scandir(wanted["data_root"]).close()
     if wanted["artefacts"] is not None:
         checks["artefacts"] = lambda: write_beside(wanted["artefacts"], wanted["probe"])
     if wanted["storage"] is not None:
@@ -121,7 +86,8 @@ def examine(wanted: Mapping[str, Any]) -> dict[str, Any]:
         except (OSError, MetasearchError) as error:
             problems[name] = " ".join(str(error).split())
     token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    return {"versions": versions_here(), "problems": problems, "devices": gpu_devices(), "token": token}
+    devices = gpu_devices() if wanted.get("devices", True) else []
+    return {"versions": versions_here(), "problems": problems, "devices": devices, "token": token}
 
 
 def locate_data(source: TaskSource) -> None:
@@ -155,11 +121,11 @@ def gpu_devices() -> list[tuple[str, int]]:
     return [(name.strip(), int(mebibytes) * 2**20) for name, mebibytes in rows if mebibytes.strip().isdigit()]
 
 
-def look_around(reach: Reach) -> list[NodeReport]:
+def look_around(reach: Reach, *, devices: bool = True, clocks: bool = True) -> list[NodeReport]:
     """Return what every living node has and reaches. Ray must be running.
 
-    Each node is asked twice, the second time for its clock alone: its first process takes seconds to start, which
-    would hide a clock that is wrong by as much.
+    devices: whether its GPUs are looked for, with a program of their maker's. clocks: whether each node is asked again
+    for its clock alone: its first process takes seconds to start, which would hide a clock that is wrong by as much.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -168,7 +134,7 @@ def look_around(reach: Reach) -> list[NodeReport]:
     look, clock = (ray.remote(num_cpus=0, max_retries=0)(function) for function in _by_value())
     on = {node["NodeID"]: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive}
     with nullcontext("") if reach.artefacts is None else probed(reach.artefacts) as probe:
-        wanted = {**asdict(reach), "probe": probe}
+        wanted = {**asdict(reach), "probe": probe, "devices": devices}
         asked = {node: look.options(scheduling_strategy=place).remote(wanted) for node, place in on.items()}
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=WAIT_S)
         reports = []
@@ -176,8 +142,9 @@ def look_around(reach: Reach) -> list[NodeReport]:
             address, answer = node["NodeManagerAddress"], asked[node["NodeID"]]
             try:
                 found = ray.get(answer, timeout=0)
-                before = time.time()
-                there = ray.get(clock.options(scheduling_strategy=on[node["NodeID"]]).remote(), timeout=WAIT_S)
+                before = there = time.time()
+                if clocks:
+                    there = ray.get(clock.options(scheduling_strategy=on[node["NodeID"]]).remote(), timeout=WAIT_S)
             except ray.exceptions.GetTimeoutError:
                 reports.append(NodeReport(address, silent=f"no answer in {WAIT_S:.0f} s"))
             except ray.exceptions.RayError as error:
@@ -225,7 +192,7 @@ def check_nodes(reach: Reach, *, cpus: float, gpus: float, tell: Callable[[str],
     """Look around on all nodes and say how many trials fit; raise MetasearchError where a node must not run any."""
     import ray
 
-    reports = look_around(reach)
+    reports = look_around(reach, devices=memory_share(gpus) is not None, clocks=False)  # `doctor` looks for all
     if lines := refusals(reports, versions_here()):
         raise MetasearchError(f"{'; '.join(lines)}; `metasearch doctor --address` shows all")
     fitting = slots(ray.nodes(), cpus=cpus, gpus=gpus)

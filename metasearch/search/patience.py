@@ -1,4 +1,4 @@
-"""Asking a storage again that is briefly away: a database that restarts, a lock held for long, a full disk."""
+"""Asking again what is briefly away: a database that restarts, a lock held for long, a full disk, a job server."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import sqlalchemy
-
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
 """Of the waits between two attempts; each is twice the one before."""
 GIVE_UP_S = 60.0
@@ -18,39 +16,10 @@ GIVE_UP_S = 60.0
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long an operation on the storage is tried. tell: hears of each wait. stopped: whether to wait no longer."""
-
-    tell: Callable[[str], None] = lambda line: None
-    stopped: Callable[[], bool] = lambda: False
-    give_up_s: float = GIVE_UP_S
-
-    def retried(self, operation: Callable[[bool], Answer]) -> Answer:
-        """Return what the operation returns, tried again with growing waits while the storage is away.
-
-        operation: is told whether an attempt before it failed, whose changes may have reached the storage all the same:
-        a connection can be lost between a commit and its answer. Raises the storage's error after `give_up_s`.
-        """
-        started, wait_s, again = time.monotonic(), FIRST_WAIT_S, False
-        while True:
-            try:
-                return operation(again)
-            except Exception as error:
-                waited = time.monotonic() - started
-                if not is_away(error) or waited + wait_s > self.give_up_s or self.stopped():
-                    raise
-                if not again:
-                    self.tell(f"the storage is away ({_reason(error)}); trying again for up to {self.give_up_s:.0f} s")
-            time.sleep(wait_s)
-            wait_s, again = min(2 * wait_s, LONGEST_WAIT_S), True
-
-
-PATIENT = Patience()
-
-
 def is_away(error: BaseException | None) -> bool:
     """Whether an error, or one that caused it, is of a storage's connection, locks or disk, and so may pass."""
+    import sqlalchemy
+
     while error is not None:
         if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
             return True
@@ -60,6 +29,42 @@ def is_away(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an operation is tried. tell: hears of each wait. stopped: whether to wait no longer.
+
+    what: is asked. away: whether an error of it may pass.
+    """
+
+    tell: Callable[[str], None] = lambda line: None
+    stopped: Callable[[], bool] = lambda: False
+    give_up_s: float = GIVE_UP_S
+    what: str = "the storage"
+    away: Callable[[BaseException], bool] = is_away
+
+    def retried(self, operation: Callable[[bool], Answer]) -> Answer:
+        """Return what the operation returns, tried again with growing waits while what it asks is away.
+
+        operation: is told whether an attempt before it failed, whose changes may have reached the storage all the same:
+        a connection can be lost between a commit and its answer. Raises the operation's error after `give_up_s`.
+        """
+        started, wait_s, again = time.monotonic(), FIRST_WAIT_S, False
+        while True:
+            try:
+                return operation(again)
+            except Exception as error:
+                waited = time.monotonic() - started
+                if not self.away(error) or waited + wait_s > self.give_up_s or self.stopped():
+                    raise
+                if not again:
+                    self.tell(f"{self.what} is away ({_reason(error)}); trying again for up to {self.give_up_s:.0f} s")
+            time.sleep(wait_s)
+            wait_s, again = min(2 * wait_s, LONGEST_WAIT_S), True
+
+
+PATIENT = Patience()
 
 
 def _reason(error: BaseException) -> str:

@@ -13,8 +13,9 @@ import torch
 
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.artefacts import publish
-from metasearch.search.nodes import check_versions
+from metasearch.search.artefacts import KeptFile, fetch_all, publish
+from metasearch.search.hanging import disarm
+from metasearch.search.versions import check_versions
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher
@@ -35,7 +36,7 @@ class Shared:
 class PipelineWorker:
     """Opens the task and the teacher in a worker process; sent there once, the logits (as arrays) without a copy.
 
-    joint: of the source task of a joint training. initial: weights files by the initialisation, on every node.
+    joint: of the source task of a joint training. initial: weights files by the initialisation, fetched on every node.
     gpu_memory: the share of its GPU's memory that the process may take, None for all. versions: of the driver's
     packages, which this process must have too; empty on the driver's own machine.
     """
@@ -46,7 +47,7 @@ class PipelineWorker:
     features: dict[str, np.ndarray]
     device: str
     threads: int
-    initial: Mapping[str, Path] = field(default_factory=dict)
+    initial: Mapping[str, KeptFile] = field(default_factory=dict)
     joint: TaskSource | None = None
     gpu_memory: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class PipelineWorker:
         *,
         device: str,
         threads: int,
-        initial: Mapping[str, Path] | None = None,
+        initial: Mapping[str, KeptFile] | None = None,
         joint: TaskSource | None = None,
         gpu_memory: float | None = None,
         versions: Mapping[str, str] | None = None,
@@ -74,7 +75,10 @@ class PipelineWorker:
         )
 
     def __call__(self) -> Shared:
-        """Return what every trial shares. Raises MetasearchError for another version than the driver's."""
+        """Return what every trial shares.
+
+        Raises MetasearchError for another version than the driver's, or a file that is not there or another one.
+        """
         check_versions(self.versions)
         if self.gpu_memory is not None and self.device == "cuda":
             # Ray divides a device by counting only; without this one trial could take the memory of its neighbours
@@ -88,7 +92,7 @@ class PipelineWorker:
             )
         teacher = replace(self.teacher, logits=logits, features=features)
         joint = None if self.joint is None else load_task(self.joint)
-        return Shared(load_task(self.source), teacher, self.device, self.initial, joint)
+        return Shared(load_task(self.source), teacher, self.device, fetch_all(self.initial), joint)
 
 
 def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport, None, TrialResult]:
@@ -107,4 +111,5 @@ def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport,
         )
         if request.folder is None:
             return result
+        disarm()  # a shared folder that is full or away for some seconds is the machine's fault, not the trial's
         return replace(result, artefacts=publish(Path(made), request.folder))

@@ -13,9 +13,10 @@ from scipy.stats import qmc
 from metasearch.errors import InputError
 from metasearch.parameters import Value
 from metasearch.search.launch import Watcher, run_study
-from metasearch.search.prepare import Options, possible_with_files, prepare_study
+from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import Space
+from metasearch.search.starts import possible_with_files
 from metasearch.search.store import study_exists
 from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import TeacherSource, default_teacher

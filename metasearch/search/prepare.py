@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,38 +12,29 @@ import torch
 from optuna.storages import RDBStorage
 
 from metasearch.errors import InputError
-from metasearch.folders import home_folder
-from metasearch.initial import PRIOR_STUDENT, TEACHER_SLICE, load_source, meta_files
-from metasearch.meta.policy_network import PolicyNetwork, load_policy_network
+from metasearch.folders import artefact_folder
 from metasearch.models.weights import read_meta
-from metasearch.parameters import POLICY_METHOD
 from metasearch.records import Config
-from metasearch.run import check_alike
-from metasearch.search.artefacts import check_writable, location
-from metasearch.search.differences import differences, study_versions
-from metasearch.search.earlier import Decided, decided_space, student_file
+from metasearch.search.artefacts import KeptFile, check_writable, fetch_all, location
+from metasearch.search.differences import differences, queue_differences, queued_first
+from metasearch.search.earlier import Decided, decided_space
 from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
-from metasearch.search.possible import (
-    Narrowed,
-    needs_views,
-    possible_with_initial,
-    possible_with_policy_network,
-    possible_with_source,
-    possible_with_task,
-    possible_with_teacher,
-)
+from metasearch.search.possible import needs_views, possible_with_teacher
 from metasearch.search.priors import WarmStart, choose_priors, prior_names
 from metasearch.search.samplers import SAMPLERS_WITH_PRIORS, check_sampler
 from metasearch.search.space import Space
+from metasearch.search.starts import initial_files, joint_source, possible_with_files
 from metasearch.search.store import (
     DESCRIPTION,
     StudyDescription,
     create_study,
     load_study,
+    name_taken,
     storage_errors,
     study_exists,
 )
+from metasearch.search.versions import installed_versions
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import TeacherSource, check_teacher, default_teacher
 
@@ -53,8 +44,8 @@ class Options:
     """What a user asks of a new search. constraints: added to the space's own; objectives: instead of them.
 
     warm_start: auto, none, or names of priors (see `priors.py`). init_from: of what `prior_student` starts from, a
-    weights file or the name of a study. meta: files of meta-learned weights. joint: the source task of a joint
-    training. decided: what earlier studies decide in the space.
+    weights file (path or URL) or the name of a study. meta: files of meta-learned weights (paths or URLs). joint: the
+    source task of a joint training. decided: what earlier studies decide in the space.
     """
 
     source: TaskSource
@@ -80,6 +71,17 @@ class Options:
     decided: Decided = field(default_factory=Decided)
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What the trials of a study read, found and checked. initial: by the initialisation that starts from the file."""
+
+    source: TaskSource
+    task: Task
+    teacher: TeacherSource
+    initial: dict[str, KeptFile]
+    joint: TaskSource | None
+
+
 def prepare_study(
     storage: RDBStorage, options: Options, *, create: bool = True, tell: Callable[[str], None] = lambda line: None
 ) -> tuple[StudyDescription, str]:
@@ -90,59 +92,30 @@ def prepare_study(
     check_sampler(options.sampler)
     if options.trials < 1:
         raise InputError("--trials", "must be at least 1", options.trials)
-    objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
-    parse_objectives(objectives, place="--objective")
-    constraints = [*map(str, options.space.constraints), *options.constraints]
-    for text in constraints:
-        Constraint.parse(text, place="--constraint")
-    source = options.source.absolute()
-    task = load_task(source)
+    objectives, constraints = _goals(options)
     asked = options.space
     if options.decided != Decided():
         asked = decided_space(storage, asked, options.decided, tell=tell)
-    initial = initial_files(lambda: storage, options.init_from, options.meta)
-    for path in initial.values():
-        if options.source.text in read_meta(path).get("domains", {}).get("train", ()):
-            tell(
-                f"{path}: has learned from all of {options.source.text}, its test split too: its gain there is no gain"
-            )
-    joint = None if options.joint is None else joint_source(options.joint, task)
-    teacher = TeacherSource.of(options.teacher or default_teacher(task)).absolute()
-    space, _ = possible_with_files(asked, task, teacher=teacher, initial=initial, joint=joint is not None)
-    space, _ = possible_with_teacher(space, check_teacher(teacher, task, views=needs_views(space)))
+    inputs = _inputs(storage, options, tell)
+    space = _possible(asked, inputs)
     for position, config in enumerate(options.enqueue):
         space.check_parameters(config, f"--enqueue[{position}]")
     check_distinct(options.enqueue, "--enqueue")
-    artefacts = location(options.artefacts or str(home_folder() / "artefacts"))
+    artefacts = location(options.artefacts or str(artefact_folder()))
     check_writable(artefacts)
     warm_start = _warm_start(storage, options, space, objectives, tell)
-    name = options.name or _free_name(storage, f"{task.name}-{asked.name}")
-    description = StudyDescription(
-        task=asdict(source),
-        fingerprint=task.fingerprint,
-        space=asked.text,
-        space_digest=asked.digest,
+    description = _description(
+        options,
+        inputs,
+        asked,
         objectives=objectives,
         constraints=constraints,
-        trials=options.trials,
-        seed=options.seed,
-        sampler=options.sampler,
-        teacher=teacher.plain(),
-        device=resolve_device(options.device),
         artefacts=artefacts,
-        early_stopping=options.early_stopping,
-        versions=study_versions(),
-        commit=_commit(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        timeout_s=options.timeout_s,
-        trial_timeout_s=options.trial_timeout_s,
-        gpu_hours=options.gpu_hours,
         warm_start=warm_start,
-        initial={init: str(path) for init, path in initial.items()},
-        source=None if joint is None else asdict(joint),
     )
+    name = options.name or _free_name(storage, f"{inputs.task.name}-{asked.name}")
     if study_exists(storage, name):
-        _refuse_existing(storage, name, description)
+        _refuse_existing(storage, name, description, options.enqueue)
     if create:
         with storage_errors(str(storage.url)):
             study = create_study(storage, name, description)
@@ -151,72 +124,87 @@ def prepare_study(
     return description, name
 
 
-def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription) -> None:
-    """Raise InputError for a study that exists, with what it searches otherwise than what is asked."""
-    attributes = load_study(storage, name).user_attrs
-    different = differences(StudyDescription(**attributes[DESCRIPTION]), asked) if DESCRIPTION in attributes else []
-    rule = f"a study of this name exists: `metasearch resume {name}`, or choose another"
-    if different:
-        rule = (
-            f"a study of this name exists, and searches something else ({'; '.join(different)}): "
-            f"choose another; `metasearch resume {name}` goes on with that one"
-        )
-    raise InputError("--name", rule, name)
+def _goals(options: Options) -> tuple[list[str], list[str]]:
+    """Return objectives and constraints. Raises InputError for one that means nothing."""
+    objectives = list(options.objectives) or [objective.metric for objective in options.space.objectives]
+    parse_objectives(objectives, place="--objective")
+    constraints = [*map(str, options.space.constraints), *options.constraints]
+    for text in constraints:
+        Constraint.parse(text, place="--constraint")
+    return objectives, constraints
 
 
-def initial_files(storage: Callable[[], RDBStorage], init_from: str | None, meta: Sequence[str]) -> dict[str, Path]:
-    """Return the weights files, by the initialisation that starts from them, that `--init-from` and `--meta` name.
+def _inputs(storage: RDBStorage, options: Options, tell: Callable[[str], None]) -> _Inputs:
+    """Return what the trials read; tell of a start that has seen the task's test split."""
+    source = options.source.absolute()
+    task = load_task(source)
+    initial = initial_files(lambda: storage, options.init_from, options.meta)
+    for init, path in fetch_all(initial).items():
+        if options.source.text in read_meta(path).get("domains", {}).get("train", ()):
+            learned = f"has learned from all of {options.source.text}, its test split too: its gain there is no gain"
+            tell(f"{initial[init].place}: {learned}")
+    joint = None if options.joint is None else joint_source(options.joint, task)
+    return _Inputs(source, task, TeacherSource.of(options.teacher or default_teacher(task)).absolute(), initial, joint)
 
-    storage: opened only for a study. Raises NotFoundError for one that is not there, InputError for another file.
-    """
-    files = meta_files([Path(text).absolute() for text in meta])
-    return files if init_from is None else files | {PRIOR_STUDENT: student_file(storage, init_from)}
 
-
-def possible_with_files(
-    space: Space, task: Task, *, teacher: TeacherSource, initial: Mapping[str, Path], joint: bool
-) -> Narrowed:
-    """Return the space without what the task rules out, and what there is no network, file or source task for.
-
-    initial: weights and a policy network, as `initial_files` gives them. joint: whether there is a source task. What a
-    teacher does not show is left out by `possible_with_teacher`, when that is known.
-    """
-    lines: list[str] = []
-    steps: tuple[Callable[[Space], Narrowed], ...] = (
-        lambda space: possible_with_task(space, task),
-        lambda space: possible_with_source(space, there=joint),
-        lambda space: possible_with_initial(space, initial_families(teacher, initial, task)),
-        lambda space: possible_with_policy_network(space, policy_network_of(initial)),
+def _possible(asked: Space, inputs: _Inputs) -> Space:
+    """Return what of the space the inputs leave possible; the driver tells what that leaves out."""
+    space, _ = possible_with_files(
+        asked,
+        inputs.task,
+        teacher=inputs.teacher,
+        initial=fetch_all(inputs.initial),
+        joint=inputs.joint is not None,
     )
-    for narrow in steps:
-        space, more = narrow(space)
-        lines += more
-    return space, lines
+    shown = check_teacher(inputs.teacher, inputs.task, views=needs_views(space))
+    return possible_with_teacher(space, shown)[0]
 
 
-def initial_families(teacher: TeacherSource, files: Mapping[str, Path], task: Task) -> dict[str, str]:
-    """Return the family of the network that each initialisation starts from, for those that are to be had.
+def _description(
+    options: Options,
+    inputs: _Inputs,
+    asked: Space,
+    *,
+    objectives: list[str],
+    constraints: list[str],
+    artefacts: str,
+    warm_start: list[str],
+) -> StudyDescription:
+    """Return the description of a study that was made here and now."""
+    return StudyDescription(
+        task=asdict(inputs.source),
+        fingerprint=inputs.task.fingerprint,
+        space=asked.text,
+        space_digest=asked.digest,
+        objectives=objectives,
+        constraints=constraints,
+        trials=options.trials,
+        seed=options.seed,
+        sampler=options.sampler,
+        teacher=inputs.teacher.plain(),
+        device=resolve_device(options.device),
+        artefacts=artefacts,
+        early_stopping=options.early_stopping,
+        versions=installed_versions(),
+        commit=_commit(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        timeout_s=options.timeout_s,
+        trial_timeout_s=options.trial_timeout_s,
+        gpu_hours=options.gpu_hours,
+        warm_start=warm_start,
+        warm_start_asked=options.warm_start,
+        initial={init: asdict(file) for init, file in inputs.initial.items()},
+        source=None if inputs.joint is None else asdict(inputs.joint),
+    )
 
-    files: weights by the initialisation. Raises as `load_source` does.
-    """
-    starts = {init: path for init, path in files.items() if init != POLICY_METHOD}
-    families = {init: load_source(init, path, task).spec.family for init, path in starts.items()}
-    member = teacher.open_member
-    if member is not None and member.spec is not None:
-        families[TEACHER_SLICE] = member.spec.family
-    return families
 
-
-def policy_network_of(files: Mapping[str, Path]) -> PolicyNetwork | None:
-    """Return the policy network among the files that a run is given, if any. Raises as `load_policy_network` does."""
-    return load_policy_network(files[POLICY_METHOD]) if POLICY_METHOD in files else None
-
-
-def joint_source(source: TaskSource, task: Task) -> TaskSource:
-    """Return the source of a joint training, with absolute paths. Raises InputError for inputs of another shape."""
-    absolute = source.absolute()
-    check_alike(load_task(absolute), task)
-    return absolute
+def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription, enqueue: Sequence[Config]) -> None:
+    """Raise InputError for a study that exists, with what it searches otherwise than what is asked."""
+    study = load_study(storage, name)
+    if DESCRIPTION not in study.user_attrs:
+        raise name_taken(name)
+    old = StudyDescription(**study.user_attrs[DESCRIPTION])
+    raise name_taken(name, [*differences(old, asked), *queue_differences(queued_first(study), enqueue)])
 
 
 def _warm_start(

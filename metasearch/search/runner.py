@@ -1,4 +1,4 @@
-"""Driving a study with Ray Tune: our searcher over the ledger, reused workers, and one way to stop.
+"""Driving a study with Ray Tune: a session of Ray, our searcher over the ledger, and reused workers.
 
 Ray Tune schedules processes and nothing else: its own searchers, loggers, progress output and experiment state are
 left aside; the ledger (an Optuna study in a database) is what a search resumes from.
@@ -12,33 +12,20 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
 
 from metasearch.errors import MetasearchError
-from metasearch.records import EpochReport
 from metasearch.search.connect import check_reachable
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
 from metasearch.search.placement import slots
-from metasearch.search.store import LOST
-from metasearch.search.worker import (
-    GRACE_S,
-    REPORT_EVERY_S,
-    TIMED_OUT,
-    Evaluate,
-    TrialOutcome,
-    TrialRequest,
-    TrialWorker,
-)
-
-Progress = Callable[[Ledger], None]
+from metasearch.search.searcher import UNLIMITED, FlagStopper, LedgerSearcher, Limits, Progress, StopByLedger
+from metasearch.search.stopping import StopFlag
+from metasearch.search.worker import REPORT_EVERY_S, Evaluate, TrialWorker
 
 
 @dataclass(frozen=True)
@@ -53,60 +40,6 @@ class Resources:
     threads: int = 1
     gpus: float = 0.0
     address: str | None = None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a search may use at most; None: as much as it needs. trial_s: of each trial. gpu_hours: of all together."""
-
-    trial_s: float | None = None
-    gpu_hours: float | None = None
-
-
-GPU_HOURS_USED = "the GPU-hours are used up"
-
-
-class StopFlag:
-    """Set once, with a reason, by a signal, the time limit, another process or a fault; read by the Tune loop."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.reason = ""
-
-    def set(self, reason: str) -> None:
-        """Ask the search to stop; the first reason stays."""
-        if not self._event.is_set():
-            self.reason = reason
-            self._event.set()
-
-    def clear(self) -> None:
-        """Take the request back."""
-        self._event.clear()
-        self.reason = ""
-
-    def is_set(self) -> bool:
-        """Whether the search is to stop."""
-        return self._event.is_set()
-
-
-@contextlib.contextmanager
-def stopping_on_signals(stop: StopFlag) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a clean stop; a second one interrupts at once."""
-
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set("interrupted" if number == signal.SIGINT else "terminated")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -160,7 +93,7 @@ def drive(
     resources: Resources,
     stop: StopFlag,
     progress: Progress | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = UNLIMITED,
 ) -> None:
     """Run trials until the ledger's target is reached or `stop` is set. Ray must be running.
 
@@ -172,7 +105,14 @@ def drive(
     if ledger.wanted <= 0 or stop.is_set():
         return
     _set_up_tune(at_once=_most_at_once(resources))
-    searcher = _LedgerSearcher(ledger, resources, limits, stop, progress or (lambda _: None))
+    searcher = LedgerSearcher(
+        ledger,
+        at_once=lambda: _most_at_once(resources),
+        gpus=resources.gpus,
+        limits=limits,
+        stop=stop,
+        progress=progress or (lambda _: None),
+    )
     worker = tune.with_parameters(
         TrialWorker,
         prepare=prepare,
@@ -180,6 +120,7 @@ def drive(
         threads=resources.threads,
         limit_s=limits.trial_s,
         report_every_s=REPORT_EVERY_S if ledger.halving is None else 0.0,  # early stopping looks at every epoch
+        announced=searcher.announced,
     )
     with tempfile.TemporaryDirectory(prefix="metasearch-") as scratch:
         # tune.run, not tune.Tuner: the Tuner pickles itself, our searcher and the storage's URL with it, into a file.
@@ -187,8 +128,8 @@ def drive(
             worker,
             name="study",
             search_alg=searcher,
-            scheduler=_StopByLedger(searcher),
-            stop=_FlagStopper(stop),
+            scheduler=StopByLedger(searcher),
+            stop=FlagStopper(stop),
             num_samples=-1,
             resources_per_trial={"cpu": resources.threads, "gpu": resources.gpus},
             reuse_actors=True,
@@ -201,7 +142,7 @@ def drive(
     if searcher.fault is not None:
         raise searcher.fault
     if stop.is_set():
-        ledger.leave_running()
+        ledger.leave_running(searcher.gpu_seconds_of_running())
     if ledger.lost_in_a_row >= MOST_LOST:
         raise MetasearchError(
             f"study {ledger.study.study_name}: {ledger.lost_in_a_row} trials in a row were lost to the machine, "
@@ -221,165 +162,3 @@ def _set_up_tune(*, at_once: int) -> None:
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-
-
-class _NotSaved:
-    """Pickles as nothing: Tune writes its experiment state to a file, where neither study nor URL belongs."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no types
-    """Hands Tune what the ledger asks, and the ledger what Tune reports.
-
-    fault: what went wrong on the driver's side, a storage that is away for instance. Tune would log it, and go on as if
-    the trial had failed; here it ends the search.
-    """
-
-    def __init__(
-        self, ledger: Ledger, resources: Resources, limits: Limits, stop: StopFlag, progress: Progress
-    ) -> None:
-        super().__init__()
-        self._ledger, self._resources, self._limits, self._stop = ledger, resources, limits, stop
-        self._progress = progress
-        self._numbers: dict[str, int] = {}
-        self._curves: dict[int, list[EpochReport]] = {}
-        self._started: dict[int, float] = {}
-        self._ended_early: set[str] = set()
-        self._causes: dict[str, str] = {}
-        self.fault: Exception | None = None
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next request, None while no more may run, FINISHED when nothing is left to ask."""
-        with self._faults_kept():
-            if not self._stop.is_set():
-                return self._next_request(trial_id)
-        return str(Searcher.FINISHED)
-
-    def _next_request(self, trial_id: str) -> dict[str, Any] | str | None:
-        running = len(self._ledger.running)
-        if self._ledger.wanted <= 0 and not running:
-            return str(Searcher.FINISHED)
-        if self._ledger.wanted <= 0 or running >= _most_at_once(self._resources):
-            return None
-        number, proposal, seed = self._ledger.ask()
-        self._numbers[trial_id], self._curves[number], self._started[number] = number, [], time.time()
-        request = TrialRequest(
-            number, proposal.config, seed, folder=self._ledger.folder_of(number), read_test=proposal.read_test
-        )
-        self._progress(self._ledger)
-        return {"request": request}
-
-    def report(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take reports as they arrive; return whether the trial should go on."""
-        with self._faults_kept():
-            self._enter_reports(trial_id, result)
-            self._progress(self._ledger)
-        return trial_id not in self._ended_early
-
-    def _enter_reports(self, trial_id: str, result: dict[str, Any]) -> None:
-        number = self._numbers[trial_id]
-        for report in result.get("reports", ()):
-            self._curves[number].append(report)
-            if not self._ledger.report(number, report):
-                self._ended_early.add(trial_id)
-                return
-
-    def note_cause(self, trial_id: str, cause: str) -> None:
-        """Take in why a trial is about to be lost."""
-        self._causes[trial_id] = cause
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Close the books on a trial, or leave it running for the next driver to adopt if the search is stopping."""
-        with self._faults_kept():
-            self._close(trial_id, result or {}, error)
-
-    def _close(self, trial_id: str, result: dict[str, Any], error: bool) -> None:
-        if "outcome" in result:  # else Tune has shown these reports before
-            self._enter_reports(trial_id, result)
-        number = self._numbers.pop(trial_id)
-        worker = {"started": self._started.pop(number), "ended": time.time(), "gpus": self._resources.gpus}
-        outcome: TrialOutcome | None = result.get("outcome")
-        lost = outcome is not None and outcome.failure is not None and outcome.failure["reason"] == LOST
-        curve = self._curves.pop(number)
-        if (error or lost) and self._stop.is_set():
-            return  # the trial is left to the next driver, whatever stops this one
-        if error and self._hung(worker):
-            message = f"took longer than its {self._limits.trial_s:.0f} s, and hung: its process was ended"
-            self._ledger.tell_failure(number, TIMED_OUT, message, worker)
-        elif error:
-            self._ledger.tell_lost(number, self._causes.pop(trial_id, "no cause given"), worker)
-        elif lost and outcome is not None and outcome.failure is not None:
-            self._ledger.tell_lost(number, outcome.failure["message"], worker | outcome.worker)
-        elif outcome is not None and outcome.result is not None:
-            self._ledger.tell_result(number, outcome.result, worker | outcome.worker)
-        elif outcome is not None and outcome.failure is not None:
-            self._ledger.tell_failure(
-                number, outcome.failure["reason"], outcome.failure["message"], worker | outcome.worker
-            )
-        elif trial_id in self._ended_early:
-            where = {"node": result.get("hostname"), "pid": result.get("pid")}
-            self._ledger.tell_pruned(number, curve, worker | where)
-        if self._ledger.lost_in_a_row >= MOST_LOST:
-            self._stop.set("too many trials were lost")
-        if self._limits.gpu_hours is not None and self._ledger.gpu_seconds >= 3600 * self._limits.gpu_hours:
-            self._stop.set(GPU_HOURS_USED)
-        self._progress(self._ledger)
-
-    def _hung(self, worker: dict[str, float]) -> bool:
-        """Whether a worker was lost because it let its trial's time limit pass."""
-        limit_s = self._limits.trial_s
-        return limit_s is not None and worker["ended"] - worker["started"] > limit_s + GRACE_S
-
-    @contextlib.contextmanager
-    def _faults_kept(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.fault = self.fault or error
-            self._stop.set("a fault")
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Write nothing: the study is the state."""
-
-
-class _StopByLedger(_NotSaved, FIFOScheduler):  # type: ignore[misc]  # ray has no types
-    """First in, first out; stops a trial when the ledger says so."""
-
-    def __init__(self, searcher: _LedgerSearcher) -> None:
-        super().__init__()
-        self._searcher = searcher
-
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Choose none: Tune's queue then gives a free worker the next new trial.
-
-        The first in line may have a worker of its own on the way. Chosen here it would take the free one, and Tune
-        would kill the other as it starts, over and over: with short trials the second worker never came to work.
-        """
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return whether Tune should continue with the trial."""
-        goes_on = self._searcher.report(trial.trial_id, result)
-        return str(FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP)
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Hand the cause on: Tune tells a searcher only that there was an error, and its callbacks too late."""
-        with open(trial.error_file, encoding="utf-8") as file:  # a line that numbers the failure, then the error
-            cause = " ".join(file.read().partition("\n")[2].split())
-        self._searcher.note_cause(trial.trial_id, cause[:500])
-
-
-class _FlagStopper(_NotSaved, tune.Stopper):  # type: ignore[misc]  # ray has no types
-    """Ends the experiment when the flag is set."""
-
-    def __init__(self, stop: StopFlag) -> None:
-        self._stop = stop
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no single trial."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether to end the experiment."""
-        return self._stop.is_set()

@@ -40,6 +40,7 @@ class _TPE(optuna.samplers.TPESampler):
         super().__init__(seed=seed, multivariate=True, group=True, constant_liar=True)
         self._made: list[Any] = []
         self._kept: dict[frozenset[tuple[str, BaseDistribution]], tuple[list[Any], int]] = {}
+        """By the parameters sampled together: their densities, and the number of the last trial that these serve."""
 
     def _build_parzen_estimator(self, *args: Any, **options: Any) -> Any:
         self._made.append(super()._build_parzen_estimator(*args, **options))
@@ -47,14 +48,13 @@ class _TPE(optuna.samplers.TPESampler):
 
     def _sample(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         key = frozenset(search_space.items())
-        densities, left = self._kept.get(key, ([], 0))
-        if not left:
+        densities, last = self._kept.get(key, ([], -1))
+        if trial.number > last:  # by trials, not by uses: parameters that few trials have would be sampled by old ones
             self._made = []
             found = super()._sample(study, trial, search_space)
             running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) - 1
-            self._kept[key] = self._made, running // RUNNING_A_PLAN
+            self._kept[key] = self._made, trial.number + running // RUNNING_A_PLAN
             return found
-        self._kept[key] = densities, left - 1
         below, above = densities
         samples = below.sample(self._rng.rng, self._n_ei_candidates)
         best = self._compare(samples, self._compute_acquisition_func(samples, below, above))

@@ -7,7 +7,7 @@ import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,6 +63,7 @@ __all__ = [
     "is_finished",
     "load_study",
     "metrics_of",
+    "name_taken",
     "open_storage",
     "shown_url",
     "storage_errors",
@@ -77,8 +78,9 @@ class StudyDescription:
     """What a study searches, and with what; enough to resume it.
 
     task: the fields of a TaskSource. teacher: a SOURCE, or the fields of a TeacherSource. warm_start: the names of the
-    priors that the search starts from. initial: weights files by the `student.init` that starts from them. source: the
-    fields of the TaskSource of a joint training. features: of the task with its teacher, once the driver has that.
+    priors that the search starts from; warm_start_asked: the text that chose them. initial: the fields of a KeptFile
+    (of older studies: a path), by the `student.init` that starts from it. source: the fields of the TaskSource of a
+    joint training. features: of the task with its teacher, once the driver has that.
     """
 
     task: dict[str, Any]
@@ -101,8 +103,9 @@ class StudyDescription:
     trial_timeout_s: float | None = None
     gpu_hours: float | None = None
     warm_start: list[str] = field(default_factory=list)
+    warm_start_asked: str = "auto"
     features: dict[str, float] = field(default_factory=dict)
-    initial: dict[str, str] = field(default_factory=dict)
+    initial: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] | None = None
 
     def parsed_space(self) -> Space:
@@ -220,14 +223,23 @@ def create_study(storage: RDBStorage, name: str, description: StudyDescription) 
             directions=[objective.direction for objective in parse_objectives(description.objectives)],
         )
     except optuna.exceptions.DuplicatedStudyError as error:
-        raise InputError(
-            "--name", f"a study of this name exists: `metasearch resume {name}`, or choose another", name
-        ) from error
+        raise name_taken(name) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(description.objectives)
     study.set_user_attr(DESCRIPTION, asdict(description))
     return study
+
+
+def name_taken(name: str, different: Sequence[str] = ()) -> InputError:
+    """Return the error for a new study of a name that another has. different: what that one searches otherwise."""
+    rule = f"a study of this name exists: `metasearch resume {name}`, or choose another"
+    if different:
+        rule = (
+            f"a study of this name exists, and searches something else ({'; '.join(different)}): "
+            f"choose another; `metasearch resume {name}` goes on with that one"
+        )
+    return InputError("--name", rule, name)
 
 
 def load_study(storage: RDBStorage, name: str) -> Study:

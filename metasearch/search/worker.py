@@ -5,20 +5,21 @@ The task is opened once per process (memory-mapped), the teacher's logits come f
 
 from __future__ import annotations
 
-import faulthandler
+import math
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
 from ray import tune
 
 from metasearch.errors import MetasearchError, TrialFailure
 from metasearch.records import Config, EpochReport, TrialResult
+from metasearch.search.hanging import HangTimer, Watch, disarm
 from metasearch.search.store import LOST
 
 Evaluate = Callable[["TrialRequest", Any], Generator[EpochReport, None, TrialResult]]
@@ -49,7 +50,7 @@ class TrialOutcome:
 
 
 GRACE_S = 10.0
-"""A trial past its time limit is ended between two epochs; one that has hung so much later, with its process."""
+"""A trial past its time limit is ended between two epochs; one that hangs so much longer, with its process."""
 TIMED_OUT = "timed_out"
 REPORT_EVERY_S = 0.5
 """Between reports, at least: each takes a turn of the driver's, for which the worker waits."""
@@ -68,14 +69,18 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         threads: int,
         limit_s: float | None = None,
         report_every_s: float = 0.0,
+        announced: bool = False,
     ) -> None:
         """Make the process ready; what every trial shares is opened by the first one.
 
-        limit_s: of each trial. report_every_s: epochs that end sooner are reported together.
+        limit_s: of each trial's own steps. report_every_s: epochs that end sooner are reported together. announced:
+        whether the first step of a trial only says that it begins, and where; each takes a turn of the driver's.
         """
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         self._prepare: Callable[[], Any] | None = prepare
-        self._evaluate, self._limit_s, self._report_every_s = evaluate, limit_s, report_every_s
+        self._evaluate, self._report_every_s, self._announced = evaluate, report_every_s, announced
+        self._timer = None if limit_s is None else HangTimer()
+        self._limit_s = math.inf if limit_s is None else limit_s
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -83,26 +88,45 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self._begin(new_config)
         return True
 
+    def cleanup(self) -> None:
+        """Leave nothing behind (Ray Tune's hook at the end of an actor)."""
+        if self._timer is not None:
+            self._timer.close()
+
     def step(self) -> dict[str, Any]:
-        """Train an epoch, or as many as end in time; return their reports, and the outcome at the end."""
+        """Begin a trial, or train an epoch, or as many as end in time; return their reports, the outcome at the end."""
+        if self._steps is None:
+            failure = self._open()
+            if failure is None and self._announced:
+                return {"begun": self._watch()}
+            if failure is not None:
+                return {"reports": [], "outcome": self._outcome(None, failure), "done": True}
         reports: list[EpochReport] = []
         outcome = self._train(reports)
         # in a list: Tune flattens dicts
         return {"reports": reports} if outcome is None else {"reports": reports, "outcome": outcome, "done": True}
 
-    def _train(self, reports: list[EpochReport]) -> TrialOutcome | None:
-        """Add the reports of some epochs; return the outcome of the trial if it has ended."""
+    def _open(self) -> dict[str, str] | None:
+        """Begin the trial, its clock too, once what trials share is there; return why that could not be opened."""
         if self._prepare is not None:
             try:
                 self._shared = self._prepare()
             except Exception as error:  # whatever it is, no configuration did it; the next trial tries again
-                return self._outcome(None, {"reason": LOST, "message": f"{type(error).__name__}: {error}"})
+                return {"reason": LOST, "message": f"{type(error).__name__}: {error}"}
             self._prepare = None
-            self._start_clock()
+        self._started = time.time()
+        self._steps = self._evaluate(self._request, self._shared)
+        return None
+
+    def _watch(self) -> Watch | None:
+        return None if self._timer is None else Watch(ray.get_runtime_context().get_node_id(), self._timer.path)
+
+    def _train(self, reports: list[EpochReport]) -> TrialOutcome | None:
+        """Add the reports of some epochs; return the outcome of the trial if it has ended."""
         until = time.monotonic() + self._report_every_s
         try:
             while not reports or time.monotonic() < until:
-                if self._limit_s is not None and time.time() - self._started > self._limit_s:
+                if self._inside_s > self._limit_s:
                     message = f"took longer than its {self._limit_s:.0f} s"
                     return self._outcome(None, {"reason": TIMED_OUT, "message": message})
                 reports.append(self._advance())
@@ -122,26 +146,23 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         return None
 
     def _advance(self) -> EpochReport:
+        assert self._steps is not None
         entered = time.perf_counter()
+        if self._timer is not None:  # for this epoch: between two of them the worker only waits for the driver
+            self._timer.arm(max(0.0, self._limit_s - self._inside_s) + GRACE_S)
         try:
-            self._steps = self._steps or self._evaluate(self._request, self._shared)
             return next(self._steps)
         finally:
+            if self._timer is not None:
+                disarm()
             self._inside_s += time.perf_counter() - entered
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._request: TrialRequest = config["request"]
-        self._inside_s = 0.0
+        self._started, self._inside_s = time.time(), 0.0
         self._steps = None
-        self._start_clock()
-
-    def _start_clock(self) -> None:
-        self._started = time.time()
-        if self._limit_s is not None:  # of C, not of Python: it ends a process that holds the interpreter's lock, too
-            faulthandler.dump_traceback_later(self._limit_s + GRACE_S, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def _outcome(self, result: TrialResult | None, failure: dict[str, str] | None) -> TrialOutcome:
-        faulthandler.cancel_dump_traceback_later()
         worker = {
             "node": socket.gethostname(),
             "pid": os.getpid(),

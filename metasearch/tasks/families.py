@@ -30,7 +30,14 @@ from metasearch.functions import first_line
 from metasearch.spelling import hint
 from metasearch.tasks.raw import Request
 from metasearch.tasks.registered import REGISTERED
-from metasearch.tasks.sources import PREFIXES, PYTHON_PREFIX, absolute_argument, existing, find_source
+from metasearch.tasks.sources import (
+    PREFIXES,
+    PYTHON_PREFIX,
+    absolute_argument,
+    existing,
+    find_source,
+    paths_of_argument,
+)
 from metasearch.tasks.splits import SPLITS, choose_splits
 
 if TYPE_CHECKING:
@@ -67,13 +74,7 @@ class Family:
 
 def parse_family(text: str) -> Family:
     """Return the family that a text names. Raises InputError for a rule or a number that is none."""
-    items: list[str] = []
-    for piece in text.split(","):
-        if items and not _begins_a_task(piece):
-            items[-1] += f",{piece}"
-        else:
-            items.append(piece)
-    return Family(tuple(parse_member(item) for item in items))
+    return Family(tuple(parse_member(item) for item in _items(text)))
 
 
 def parse_member(text: str) -> Member:
@@ -106,6 +107,15 @@ def absolute_member(text: str, data_root: Path) -> str:
     if argument and _names_a_file(member):
         argument = str(existing(argument, data_root))
     return str(replace(member, task=task, argument=argument))
+
+
+def paths_of_family(text: str) -> list[str]:
+    """Return the files and folders that a FAMILY text, or a TASK alone, names, as it spells them."""
+    paths: list[str] = []
+    for member in map(_member_or_none, _items(text)):
+        paths += paths_of_argument(member.task)
+        paths += [member.argument] if member.argument and _names_a_file(member) else []
+    return paths
 
 
 def load_family(family: Family | str, *, source: TaskSource | None = None) -> tuple[Domain, ...]:
@@ -160,6 +170,17 @@ def load_member(member: Member, source: TaskSource) -> tuple[Domain, ...]:
     if str(member) not in by_name:
         raise NotFoundError(f"{member}: no such domain {hint(str(member), by_name, most=3)}")
     return (by_name[str(member)],)
+
+
+def _items(text: str) -> list[str]:
+    """Return the TASK[@RULE] texts of a FAMILY text."""
+    items: list[str] = []
+    for piece in text.split(","):
+        if items and not _begins_a_task(piece):
+            items[-1] += f",{piece}"
+        else:
+            items.append(piece)
+    return items
 
 
 def _begins_a_task(piece: str) -> bool:

@@ -48,12 +48,20 @@ def find_source(text: str) -> tuple[Source, str]:
 
 def absolute_argument(text: str, data_root: Path) -> str:
     """Return a TASK text with the paths in it made absolute, for a process in another working directory."""
+    if not (paths := paths_of_argument(text)):
+        return text
+    prefix, _, argument = text.partition(":")
+    _, hash_mark, column = _split_column(prefix, argument)
+    return f"{prefix}:{','.join(str(existing(path, data_root)) for path in paths)}{hash_mark}{column}"
+
+
+def paths_of_argument(text: str) -> list[str]:
+    """Return the files, or the folder, that a TASK text names, as it spells them."""
     prefix, _, argument = text.partition(":")
     if text in REGISTERED or prefix not in PREFIXES:
-        return text
-    files, hash_mark, column = _split_column(prefix, argument)
-    paths = [files] if prefix == "folder" else files.split(",")
-    return f"{prefix}:{','.join(str(existing(path, data_root)) for path in paths)}{hash_mark}{column}"
+        return []
+    files, _, _ = _split_column(prefix, argument)
+    return [files] if prefix == "folder" else files.split(",")
 
 
 def call_task_function(argument: str) -> Task:

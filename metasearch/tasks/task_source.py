@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metasearch.errors import InputError
 from metasearch.folders import home_folder
-from metasearch.tasks.families import absolute_member
+from metasearch.tasks.families import absolute_member, paths_of_family
 from metasearch.tasks.sources import absolute_argument, existing
 
 IMAGE_SIZES = range(8, 225)
@@ -89,3 +89,8 @@ def absolute_unlabelled(text: str, data_root: Path) -> str:
     if text.startswith(IMAGES_PREFIX):
         return f"{IMAGES_PREFIX}{existing(text.removeprefix(IMAGES_PREFIX), data_root)}"
     return text if is_made(text) else absolute_argument(text, data_root)
+
+
+def named_paths(text: str) -> list[str]:
+    """Return the files and folders that a TASK, a FAMILY or an `unlabelled` text names, as it spells them."""
+    return [text.removeprefix(IMAGES_PREFIX)] if text.startswith(IMAGES_PREFIX) else paths_of_family(text)

@@ -155,11 +155,17 @@ def fixed_choices(priors: Iterable[Prior], fixed: Mapping[str, Any]) -> dict[str
 
 
 def nearest(value: Any, distribution: BaseDistribution) -> Any:
-    """Return the value of a distribution that is nearest to one of another. Raises ValueError where none is like it."""
+    """Return the value of a distribution that is nearest to one of another: of choices, the same, or among numbers any.
+
+    Raises ValueError where none is like it.
+    """
     if isinstance(distribution, CategoricalDistribution):
         for choice in distribution.choices:
             if choice == value and isinstance(choice, bool) == isinstance(value, bool):
                 return choice
+        numbers = [choice for choice in distribution.choices if isinstance(choice, (int, float)) and _is_number(choice)]
+        if _is_number(value) and len(numbers) == len(distribution.choices):
+            return min(numbers, key=lambda number: abs(number - value))
         raise ValueError(f"is none of {distribution.choices}: {value!r}")
     assert isinstance(distribution, (FloatDistribution, IntDistribution))
     if not _is_number(value):
@@ -169,16 +175,6 @@ def nearest(value: Any, distribution: BaseDistribution) -> Any:
         number = distribution.low + distribution.step * round((number - distribution.low) / distribution.step)
         number = min(number, distribution.high)
     return round(number) if isinstance(distribution, IntDistribution) else float(number)
-
-
-def _nearest_number(value: Any, distribution: BaseDistribution) -> Any:
-    """Return what `nearest` does; of choices that are all numbers, the nearest one."""
-    if isinstance(distribution, CategoricalDistribution) and _is_number(value):
-        choices = distribution.choices
-        numbers = [choice for choice in choices if isinstance(choice, (int, float)) and _is_number(choice)]
-        if len(numbers) == len(choices):
-            return min(numbers, key=lambda number: abs(number - value))
-    return nearest(value, distribution)
 
 
 def _filled(prior: Prior, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -203,7 +199,7 @@ def _mapped_params(
 ) -> dict[str, Any] | None:
     """Return a trial's parameters in the new space, None where it has not the like of one."""
     try:
-        own = {n: _nearest_number(trial.params[n], d) for n, d in distributions.items() if n in trial.params}
+        own = {n: nearest(trial.params[n], d) for n, d in distributions.items() if n in trial.params}
     except ValueError:
         return None
     return own | dict(filled)

@@ -8,6 +8,7 @@ expected of one, the ends of the front would count for too little.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,32 @@ RANDOM, MUTANTS, ROUNDS = 300, 120, 3
 """Random candidates; mutants of the best in each round; rounds."""
 SAMPLES = 32
 RAYS = 32
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Q candidates and what is believed of them.
+
+    x: (Q, D), their points. samples: (S, Q, M), what each may give. odds: (Q,), that it is feasible. gains: (Q,) of
+    hypervolume, expected of each; below 0 for those that are not to be proposed.
+    """
+
+    candidates: list[Params]
+    x: Array
+    samples: Array
+    odds: Array
+    gains: Array
+
+    @classmethod
+    def joined(cls, parts: Sequence[Judged]) -> Judged:
+        """Return the candidates of all parts in their order."""
+        return cls(
+            [config for part in parts for config in part.candidates],
+            np.vstack([part.x for part in parts]),
+            np.concatenate([part.samples for part in parts], axis=1),
+            np.concatenate([part.odds for part in parts]),
+            np.concatenate([part.gains for part in parts]),
+        )
 
 
 Computed = Callable[[Sequence[Mapping[str, Any]]], Array]
@@ -63,71 +90,46 @@ def propose(
     near = [encoding.mutated(own[i % len(own)], rng) for i in range(MUTANTS)] if own else []
     normals = _normals(len(objectives), rng)
     chosen = [_chosen(objective, rng) for objective in objectives]
-    best_gain, best = -1.0, drawn[0]
     candidates = [*drawn, *(encoding.completed(start, rng) for start in starts), *near]
-    measure: Hypervolume | None = None
-    rounds: list[tuple[list[Params], Array, Array]] = []  # candidates, points, samples
+    rounds: list[Judged] = []
     for _ in range(1 if only_starts else ROUNDS):
         x = encoding.encode(candidates)
         samples = np.stack(
             [_sampled(o, candidates, x, normals[:, m], chosen[m]) for m, o in enumerate(objectives)], axis=2
         )
-        if measure is None:
+        if not rounds:
             seen = np.vstack([*samples[:, :RANDOM], warped])
             low, high = seen.min(0), seen.max(0)
             measure = Hypervolume.of(high, np.maximum(high - low, 1e-12), count=RAYS)
             so_far = measure.best(reached)
-        own_starts = slice(RANDOM, RANDOM + len(starts)) if only_starts else slice(None)
-        rounds.append((candidates[own_starts], x[own_starts], samples[:, own_starts]))
-        gains = measure.improvement(samples, so_far) * _odds(constraints, x)
+        odds = _odds(constraints, x)
+        gains = measure.improvement(samples, so_far) * odds
         gains[repeats(x, results.taken)] = -1.0
         if only_starts:
             gains[:RANDOM] = gains[RANDOM + len(starts) :] = -1.0
-        order = np.argsort(-gains, kind="stable")
-        if gains[order[0]] > best_gain:
-            best_gain, best = float(gains[order[0]]), candidates[order[0]]
-        top = [candidates[i] for i in order[:5]]
+        rounds.append(Judged(candidates, x, samples, odds, gains))
+        top = [candidates[i] for i in np.argsort(-gains, kind="stable")[:5]]
         candidates = [encoding.mutated(top[i % len(top)], rng, spread=0.1) for i in range(MUTANTS)]
-    if best_gain < 0:  # all candidates were tried already
-        return [encoding.untried(results.taken, rng) or best, *drawn[1:count]]
-    if count == 1 or measure is None:
-        return [best]
-    return [best, *_further(best, count - 1, rounds, measure, so_far, constraints, results)]
+    best = _best(Judged.joined(rounds), count, measure, so_far)
+    return best or [encoding.untried(results.taken, rng) or drawn[0], *drawn[1:count]]
 
 
-def _further(
-    best: Params,
-    count: int,
-    rounds: Sequence[tuple[list[Params], Array, Array]],
-    measure: Hypervolume,
-    so_far: Array,
-    constraints: Sequence[Mixture],
-    results: Results,
-) -> list[Params]:
-    """Return candidates of all rounds beside the best one, each chosen for what it adds to those before it.
+def _best(judged: Judged, count: int, measure: Hypervolume, reached: Array) -> list[Params]:
+    """Return the candidate of the largest gain, then others, each chosen for what it adds to those before it.
 
-    The same random numbers serve every candidate, so that what lies close together gains next to nothing together.
+    None where all were tried already. The same random numbers serve every candidate, so that what lies close together
+    gains next to nothing together.
     """
-    candidates = [config for chosen, _, _ in rounds for config in chosen]
-    x = np.vstack([points for _, points, _ in rounds])
-    samples = np.concatenate([values for _, _, values in rounds], axis=1)
-    odds = _odds(constraints, x)
-    gone = repeats(x, results.taken)
-    reached = np.broadcast_to(so_far, (len(samples), len(so_far)))
-    [last] = results.encoding.encode([best])
-    further: list[Params] = []
-    while len(further) < count:
-        same = (np.abs(x - last) < 1e-9).all(axis=1)
-        gone |= same
-        if same.any():
-            reached = np.maximum(reached, measure.lengths(samples[:, int(np.argmax(same))]))
-        gains = np.where(gone, -1.0, measure.improvement(samples, reached) * odds)
-        index = int(np.argmax(gains))
-        if gains[index] < 0:  # nothing is left of them
+    gains, found = judged.gains, list[Params]()
+    gone = gains < 0
+    while gains[index := int(np.argmax(gains))] >= 0:
+        found.append(judged.candidates[index])
+        if len(found) == count:
             break
-        further.append(candidates[index])
-        last = x[index]
-    return further
+        gone |= (np.abs(judged.x - judged.x[index]) < 1e-9).all(axis=1)
+        reached = np.maximum(reached, measure.lengths(judged.samples[:, index]))
+        gains = np.where(gone, -1.0, measure.improvement(judged.samples, reached) * judged.odds)
+    return found
 
 
 def spread_out(encoding: Encoding, taken: Array, rng: np.random.Generator, *, count: int = 64) -> Params:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,13 @@ class TransferSampler(BaseSampler):
         self._fixed = dict(fixed)
         self._rng = np.random.default_rng(seed)
         self._memories: dict[str, Memory] = {}
+        self._lock = Lock()  # the threads of `study.optimize(n_jobs=...)` plan one after the other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=Lock())
 
     def reseed_rng(self) -> None:
         """Draw a new seed, for a copy of the sampler in another thread or process."""
@@ -90,9 +98,10 @@ class TransferSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return every parameter that another trial of the study has had, in its latest range and its first choices."""
-        memory = self._memory(study)
-        if memory.ahead:
-            return memory.space
+        with self._lock:
+            memory = self._memory(study)
+            if memory.ahead:
+                return memory.space
         found: dict[str, BaseDistribution] = {}
         for other in study.get_trials(deepcopy=False):
             if other.number != trial.number:
@@ -103,32 +112,39 @@ class TransferSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return a whole configuration, with a value for parameters that turn out to be inactive, too."""
+        with self._lock:
+            plan = self._plan(study, trial, search_space)
+            return {name: plan[name] if name in plan else self._drawn(name, d) for name, d in search_space.items()}
+
+    def _plan(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
+        """Return what is proposed for a trial, and keep it while the trial runs."""
         memory = self._memory(study)
         if memory.ahead and memory.space == search_space:
             plan = memory.ahead.pop(0)
         else:
             trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
             trials = [other for other in trials if _fits(other, search_space)]
-            # another thread may have planned a trial that is not among these: only what has ended is forgotten
+            # one that runs may not be among these, with choices of its own: only what has ended is forgotten
             ended = {other.number for other in trials if other.state.is_finished()}
             count = 1 + (len(trials) - len(ended)) // RUNNING_A_PLAN
             plan, *memory.ahead = self._proposals(study, trials, search_space, count)
             memory.space = search_space
             memory.plans = {n: kept for n, kept in memory.plans.items() if n not in ended}
         memory.plans[trial.number] = plan
-        return {name: plan[name] if name in plan else self._drawn(name, d) for name, d in search_space.items()}
+        return plan
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Return a value of a parameter that the study has not had so: as prior studies suggest, else a random one."""
-        plan = self._memory(study).plans.get(trial.number, {})
-        if param_name in plan:
-            try:
-                return nearest(plan[param_name], param_distribution)
-            except ValueError:  # a choice that this study does not have
-                pass
-        return self._drawn(param_name, param_distribution)
+        with self._lock:
+            plan = self._memory(study).plans.get(trial.number, {})
+            if param_name in plan:
+                try:
+                    return nearest(plan[param_name], param_distribution)
+                except ValueError:  # a choice that this study does not have
+                    pass
+            return self._drawn(param_name, param_distribution)
 
     def _memory(self, study: Study) -> Memory:
         return self._memories.setdefault(study.study_name, Memory())
@@ -213,11 +229,14 @@ def _exact(function: Callable[[Mapping[str, Any]], float], fixed: Params, sign: 
 
 def _fits(trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]) -> bool:
     """Return whether a space has the choices of a trial: one that was added to the study may have others."""
-    try:
-        for name in trial.params.keys() & search_space.keys():
-            nearest(trial.params[name], search_space[name])
-    except ValueError:
-        return False
+    for name in trial.params.keys() & search_space.keys():
+        value, distribution = trial.params[name], search_space[name]
+        try:
+            found = nearest(value, distribution)
+        except ValueError:
+            return False
+        if isinstance(distribution, CategoricalDistribution) and found != value:
+            return False
     return True
 
 

@@ -19,7 +19,8 @@ import optuna
 from metasearch.search.store import RUN, open_storage
 from tests import postgresql
 from tests.bench.sides import Verdict, conditions, print_table
-from tests.cluster import REPOSITORY, Cluster, has_job_server, network, ray_cluster
+from tests.cluster import Cluster, has_job_server, network, ray_cluster
+from tests.repository import REPOSITORY
 
 TRIALS, QUICK_TRIALS, NODES = 40, 6, 3
 SPACE, QUICK_SPACE = "distill_compress", "quick"

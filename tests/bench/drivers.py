@@ -27,14 +27,16 @@ from optuna.trial import TrialState
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.patience import Patience
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import LOSSES, open_storage
 from metasearch.search.worker import TrialRequest
 from tests.bench.counting import peak_mb
-from tests.bench.sides import REPOSITORY, Verdict, conditions, print_table
+from tests.bench.sides import Verdict, conditions, print_table
 from tests.cluster import Cluster, network, ray_cluster
 from tests.postgresql import programs, running
+from tests.repository import REPOSITORY
 
 TRIALS, QUICK_TRIALS = 200, 6
 SLEEP_S = 0.1

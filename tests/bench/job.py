@@ -25,7 +25,7 @@ from metasearch.models import NetworkSpec, build_network
 from metasearch.records import Config
 from metasearch.tasks import Split, Task, TaskSource, load_task
 from metasearch.teachers import train_teacher
-from tests.bench.sides import REPOSITORY
+from tests.repository import SHARED
 
 TEACHER = NetworkSpec("convnet", width=24, depth=6)
 SEED = 0
@@ -92,7 +92,7 @@ def configurations(*, epochs: int, count: int) -> list[Config]:
 
 def data_root() -> Path | None:
     """Return where Fashion-MNIST lies (METASEARCH_DATA, else shared/data beside the repository), None for nowhere."""
-    root = Path(os.environ.get("METASEARCH_DATA") or REPOSITORY.parent / "shared" / "data")
+    root = Path(os.environ.get("METASEARCH_DATA") or SHARED / "data")
     return root if (root / "FashionMNIST" / "raw").is_dir() else None
 
 

@@ -29,7 +29,8 @@ from metasearch.tasks.domains import Domain, joined
 from metasearch.tasks.episodes import EpisodeShape, sample_episodes
 from metasearch.tasks.families import load_family
 from metasearch.tasks.prepared import fit_normalisation
-from tests.bench.sides import REPOSITORY, SLOTS, Verdict, conditions, print_table
+from tests.bench.sides import SLOTS, Verdict, conditions, print_table
+from tests.repository import SHARED
 
 TRAIN = ("Balinese", "Greek", "Korean", "Latin")
 VALIDATION = ("Early_Aramaic",)
@@ -95,7 +96,7 @@ class Outcome:
 
 def run(*, quick: bool) -> Verdict:
     """Measure every method at 1 and 5 shots; print one table; judge each against scratch."""
-    root = Path(os.environ.get("METASEARCH_DATA") or REPOSITORY.parent / "shared" / "data")
+    root = Path(os.environ.get("METASEARCH_DATA") or SHARED / "data")
     root = root if (root / "omniglot-py").is_dir() else root / "Omniglot"
     if not (root / "omniglot-py").is_dir():
         return Verdict("omniglot", None, "skipped: no omniglot-py in METASEARCH_DATA or shared/data/Omniglot")

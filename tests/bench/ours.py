@@ -19,7 +19,8 @@ from metasearch.models import NetworkSpec, build_network
 from metasearch.records import Config, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
-from metasearch.search.runner import Resources, StopFlag, drive
+from metasearch.search.runner import Resources, drive
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import open_storage
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher

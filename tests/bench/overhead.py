@@ -22,8 +22,9 @@ from optuna.trial import TrialState
 
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.runner import Resources, StopFlag, drive
+from metasearch.search.runner import Resources, drive
 from metasearch.search.samplers import make_sampler
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import open_storage
 from metasearch.search.worker import TrialRequest
 from tests.bench.sides import SLOTS, Measured, Verdict, common_rows, conditions, print_table, run_side, start_ray

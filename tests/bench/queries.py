@@ -34,8 +34,9 @@ from metasearch.search.samplers import make_sampler
 from metasearch.search.space import load_space
 from metasearch.search.store import create_study, load_study, open_storage
 from tests.bench.large_study import TRIALS, make_study
-from tests.bench.sides import REPOSITORY, Verdict, conditions, print_table
+from tests.bench.sides import Verdict, conditions, print_table
 from tests.fakes import describe
+from tests.repository import REPOSITORY
 
 QUICK_TRIALS = 500
 REPEATS = 5

@@ -43,13 +43,14 @@ import optuna
 
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import RUN, is_finished, open_storage
 from metasearch.search.worker import TrialRequest
 from tests.bench.counting import counted_statements, peak_mb
 from tests.bench.sides import Measured, Verdict, conditions, print_table, run_side
-from tests.bench.simulated import Setting, simulate
+from tests.bench.simulated import MEAN_S, Setting, simulate
 from tests.postgresql import programs, running
 
 TRIALS, QUICK_TRIALS = 10_000, 48
@@ -62,6 +63,8 @@ TARGET = 0.9
 """The least share of the slots' time in which a trial runs."""
 EDGE = 10
 """The first and the last so much of the trials are compared: 1,000 of 10,000."""
+Column = Callable[[Measured], str]
+"""From a measurement to the text of a cell."""
 
 
 def run(*, quick: bool) -> Verdict:
@@ -114,58 +117,47 @@ def report(
 
 def _show_sleeping(found: dict[str, Measured], trials: int, slots: int, notes: list[str]) -> None:
     ideal = trials / slots
-    rows = [
-        (
-            name,
-            f"{each['seconds']:.0f}",
-            f"{each['seconds'] / ideal:.2f}",
-            f"{each['ready_s']:.0f}",
-            f"{1000 * each['driver_cpu_s'] / trials:.1f}",
-            f"{each['statements']:.1f}",
-            f"{each['peak_mb']:.0f}",
-        )
-        for name, each in found.items()
-    ]
+    columns: dict[str, Column] = {
+        "seconds": lambda each: f"{each['seconds']:.0f}",
+        "of the ideal": lambda each: f"{each['seconds'] / ideal:.2f}",
+        "last worker ready, s": lambda each: f"{each['ready_s']:.0f}",
+        "driver's CPU ms a trial": lambda each: f"{1000 * each['driver_cpu_s'] / trials:.1f}",
+    }
     notes = [
         *notes,
         f"{trials} trials of 1 s on {slots} slots, random sampler; first asked to last told; ideal {ideal:.0f} s",
         f"Ray's own: {RAY_PUBLISHED_S:.0f} s for 10,000 on 16 CPUs, {RAY_PUBLISHED_S / IDEAL_S:.2f} times the ideal",
     ]
-    header = (
-        "",
-        "seconds",
-        "of the ideal",
-        "last worker ready, s",
-        "driver's CPU ms a trial",
-        "statements a trial",
-        "driver's MB",
-    )
-    print_table("Trials that sleep a second", header, rows, notes)
+    _show("Trials that sleep a second", found, columns, notes)
 
 
 def _show_simulated(found: dict[str, Measured], trials: int, slots: int, notes: list[str]) -> None:
     edge = max(1, trials // EDGE)
-    rows = [
-        (
-            name,
-            f"{each['busy']:.1%}",
-            f"{sum(each['driver_s']) / trials:.3f}",
-            f"{sum(each['cpu_s']) / trials:.3f}",
-            f"{mean(each['asked_s'][:edge]):.3f}",
-            f"{mean(each['asked_s'][-edge:]):.3f}",
-            f"{max(each['asked_s']):.2f}",
-            f"{each['statements']:.1f}",
-            f"{each['peak_mb']:.0f}",
-        )
-        for name, each in found.items()
-    ]
+    columns: dict[str, Column] = {
+        "busy": lambda each: f"{each['busy']:.1%}",
+        "driver s a trial": lambda each: f"{sum(each['driver_s']) / trials:.3f}",
+        "CPU s": lambda each: f"{sum(each['cpu_s']) / trials:.3f}",
+        "asking, first": lambda each: f"{mean(each['asked_s'][:edge]):.3f}",
+        "last": lambda each: f"{mean(each['asked_s'][-edge:]):.3f}",
+        "longest": lambda each: f"{max(each['asked_s']):.2f}",
+    }
     notes = [
         *notes,
-        f"{trials} trials of 600 s in the mean (log-normal) on {slots} slots; the space distill_compress; "
-        f"first and last: {edge} trials; all slots busy needs less than {600 / slots:.2f} s a trial",
+        f"{trials} trials of {MEAN_S:.0f} s in the mean (log-normal) on {slots} slots; the space distill_compress; "
+        f"first and last: {edge} trials; all slots busy needs less than {MEAN_S / slots:.2f} s a trial",
     ]
-    header = ("", "busy", "driver s a trial", "CPU s", "asking, first", "last", "longest", "statements", "MB")
-    print_table("Simulated slots", header, rows, notes)
+    _show("Simulated slots", found, columns, notes)
+
+
+def _show(title: str, found: dict[str, Measured], columns: dict[str, Column], notes: list[str]) -> None:
+    """Print a row for each measurement: its name, these columns, and what all have."""
+    columns = {
+        **columns,
+        "statements a trial": lambda each: f"{each['statements']:.1f}",
+        "driver's MB": lambda each: f"{each['peak_mb']:.0f}",
+    }
+    rows = [(name, *(cell(each) for cell in columns.values())) for name, each in found.items()]
+    print_table(title, ("", *columns), rows, notes)
 
 
 def sleeping(url: str, trials: str, slots: str) -> Measured:

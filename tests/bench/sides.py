@@ -17,7 +17,8 @@ from typing import Any
 
 import ray
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.repository import REPOSITORY
+
 SLOTS = 2
 """Trials at once, on as many CPUs."""
 

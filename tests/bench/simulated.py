@@ -21,9 +21,10 @@ from optuna.storages import RDBStorage
 
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.runner import Limits, Resources, StopFlag, _LedgerSearcher
 from metasearch.search.samplers import make_sampler
+from metasearch.search.searcher import LedgerSearcher
 from metasearch.search.space import load_space
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import create_study, load_study
 from metasearch.search.worker import TrialOutcome, TrialRequest
 from metasearch.transfer.prior import prior_of
@@ -31,8 +32,9 @@ from tests.bench.counting import counted_statements, peak_mb
 from tests.fakes import describe
 
 SPACE = "distill_compress"
-SPREAD = 0.3
-"""Of the logarithm of a trial's seconds."""
+MEAN_S, SPREAD = 600.0, 0.3
+"""Of a trial's seconds, and of their logarithm."""
+SEED = 0
 EPOCHS = 14
 CURVE = tuple(
     EpochReport("distill", epoch, EPOCHS, 2.0 / epoch, 0.7 * epoch / EPOCHS, 400_000, 0.01, 4.0, 0.3)
@@ -42,14 +44,12 @@ CURVE = tuple(
 
 @dataclass(frozen=True)
 class Setting:
-    """What is simulated. mean_s: of a trial. tune_s: Ray Tune's own work per trial. prior: trials of a prior study."""
+    """What is simulated. tune_s: Ray Tune's own work per trial. prior: trials of a prior study."""
 
     sampler: str
     trials: int
     slots: int
-    mean_s: float = 600.0
     tune_s: float = 0.0
-    seed: int = 0
     prior: int = 0
 
 
@@ -57,13 +57,12 @@ class Setting:
 class Course:
     """What came of it. busy: share of the slots' time between the first start and the last in which a trial ran there.
 
-    total_s: virtual. driver_s, cpu_s: real seconds of each suggestion and each closing, by the wall clock and of this
-    process's CPU. asked_s: those of the suggestions alone, by the wall clock. peak_mb: of this process. statements:
-    sent to the database, for each trial.
+    driver_s, cpu_s: real seconds of each suggestion and each closing, by the wall clock and of this process's CPU.
+    asked_s: those of the suggestions alone, by the wall clock. peak_mb: of this process. statements: sent to the
+    database, for each trial.
     """
 
     busy: float = 0.0
-    total_s: float = 0.0
     driver_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     asked_s: list[float] = field(default_factory=list)
@@ -76,15 +75,15 @@ def simulate(storage: RDBStorage, name: str, setting: Setting) -> Course:
     space = load_space(SPACE)
     study = create_study(storage, name, replace(describe(Path(), trials=setting.trials), space=space.text))
     priors = [prior_of(_prior_study(setting))] if setting.prior else []
-    study.sampler = make_sampler(setting.sampler, seed=setting.seed, trials_so_far=0, priors=priors, fixed=space.fixed)
+    study.sampler = make_sampler(setting.sampler, seed=SEED, trials_so_far=0, priors=priors, fixed=space.fixed)
     ledger = Ledger(
         study,
         lambda trial: Proposal(space.suggest(trial)),
         target=setting.trials,
-        seed=setting.seed,
+        seed=SEED,
         objectives=("val_accuracy", "model_bytes"),
     )
-    searcher = _LedgerSearcher(ledger, Resources(workers=setting.slots), Limits(), StopFlag(), lambda _: None)
+    searcher = LedgerSearcher(ledger, at_once=lambda: setting.slots, stop=StopFlag())
     with counted_statements(storage.engine) as count:
         course = _run(searcher, setting)
     course.statements = count.sent / setting.trials
@@ -96,9 +95,9 @@ def simulate(storage: RDBStorage, name: str, setting: Setting) -> Course:
     return course
 
 
-def _run(searcher: _LedgerSearcher, setting: Setting) -> Course:
-    rng = np.random.default_rng([setting.seed, 1])
-    durations = np.exp(rng.normal(math.log(setting.mean_s) - SPREAD**2 / 2, SPREAD, setting.trials))
+def _run(searcher: LedgerSearcher, setting: Setting) -> Course:
+    rng = np.random.default_rng([SEED, 1])
+    durations = np.exp(rng.normal(math.log(MEAN_S) - SPREAD**2 / 2, SPREAD, setting.trials))
     course, now = Course(), 0.0
     starts: list[float] = []
     running: list[tuple[float, int, TrialRequest]] = []  # by their end
@@ -122,7 +121,6 @@ def _run(searcher: _LedgerSearcher, setting: Setting) -> Course:
         began = time.perf_counter(), time.process_time()
         searcher.on_trial_complete(str(index), _outcome(request, end - durations[index], end))
         now += _spent(course, began)
-    course.total_s = now
     window = starts[-1] - starts[0]
     inside = sum(min(starts[-1], start + durations[index]) - start for index, start in enumerate(starts))
     course.busy = inside / (window * setting.slots) if window else 1.0

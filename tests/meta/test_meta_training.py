@@ -25,6 +25,7 @@ from metasearch.meta.method import Inner, classification_loss, query_accuracies
 from metasearch.models import NetworkSpec, build_network
 from metasearch.tasks.episodes import EpisodeBatch, EpisodeShape, sample_episodes
 from tests.meta.family import NUMBERS, noisy_domain
+from tests.repository import REPOSITORY
 
 OPTIMUM = torch.tensor([1.0, -2.0, 0.5])
 START = {"x": torch.zeros(3), "unused": torch.ones(2)}
@@ -107,7 +108,7 @@ here.trained(400, checkpoint=Path(sys.argv[1]), every=5)
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], cwd=REPOSITORY)
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)

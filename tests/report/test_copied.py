@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -7,9 +9,11 @@ import optuna
 import pytest
 import sqlalchemy
 
+from metasearch.errors import StorageError
 from metasearch.report.copied import copy_storage
 from metasearch.report.database import open_database
 from metasearch.search.store import open_storage
+from tests.fakes import new_storage
 from tests.report.studies import reported_study
 
 
@@ -49,3 +53,15 @@ def test_a_schema_that_is_not_known_is_copied_by_optuna(tmp_path: Path, monkeypa
     assert [(t.number, t.params, t.user_attrs, t.values) for t in copied.trials] == [
         (t.number, t.params, t.user_attrs, t.values) for t in original.trials
     ]
+
+
+def test_a_locked_file_is_waited_for_no_longer_when_it_is_copied(tmp_path: Path) -> None:
+    file = tmp_path / "studies.db"
+    new_storage(f"sqlite:///{file}").engine.dispose()
+    database = open_database(f"sqlite:///{file}", patience_s=0)
+    with closing(sqlite3.connect(file, isolation_level=None)) as locking:
+        locking.execute("PRAGMA journal_mode=DELETE")
+        locking.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageError, match="database is locked"):
+            copy_storage(database, tmp_path / "copy.db")
+    copy_storage(database, tmp_path / "copy.db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from metasearch.report.trial_logs import trial_logs
 from metasearch.search.names import CURVE, RESULT
 from metasearch.search.store import create_study, open_storage
 from tests.command_line import Run
-from tests.fakes import describe
+from tests.fakes import describe, new_storage
 from tests.report.studies import reported_study
 
 
@@ -86,12 +87,16 @@ def test_writing_again_adds_new_trials_alone(database: Database, url: str, tmp_p
 
 def test_a_trial_that_was_stopped_early_has_the_epochs_it_had(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    study = create_study(open_storage(url, create=True), "early", describe(tmp_path))
+    study = create_study(new_storage(url), "early", describe(tmp_path))
     curve = [EpochReport("distill", 1, 9, 2.0, 0.25, 100, 0.01, 4.0, 0.5)]
     stored = {CURVE: [vars(report) for report in curve]}
     study.add_trial(create_trial(state=TrialState.PRUNED, user_attrs=stored))
     (log,) = trial_logs(open_database(url), "early")
     assert (log.state, log.curve, log.metrics) == ("PRUNED", curve, {})
+
+
+def test_the_logs_by_sql_are_those_of_optunas_own_classes(database: Database) -> None:
+    assert list(trial_logs(replace(database, known=False), "ten")) == list(trial_logs(database, "ten"))
 
 
 def test_a_study_of_another_program_has_its_values_and_parameters(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -16,11 +18,12 @@ from metasearch.report.database import open_database
 from metasearch.report.page.follow import follow_page
 from metasearch.report.page.render import PAGE, write_page
 from metasearch.report.page.report import make_report
+from metasearch.search import patience
 from metasearch.search.names import FAILURE, LEASE
-from metasearch.search.store import create_study, open_storage
+from metasearch.search.store import create_study
 from tests import browser
 from tests.command_line import Run
-from tests.fakes import describe
+from tests.fakes import describe, new_storage
 from tests.report.studies import reported_study
 
 RENEWED = 'data-renew-s="'
@@ -75,7 +78,7 @@ def test_a_study_without_trials_is_waited_for_while_it_has_a_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    create_study(open_storage(url, create=True), "new", describe(tmp_path))
+    create_study(new_storage(url), "new", describe(tmp_path))
     drive(url, "new", os.getppid())
     told: list[str] = []
 
@@ -100,6 +103,34 @@ def test_leaving_ends_with_exit_code_0_and_a_page_that_stands_still(
     monkeypatch.setattr(time, "sleep", interrupt)
     code, out, _ = metasearch(*follow)
     assert (code, out) == (0, f"{page}\n")
+    assert RENEWED not in page.read_text("utf-8")
+
+
+def test_a_storage_that_was_away_for_a_moment_is_followed_on(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, away, told = tmp_path / "studies.db", tmp_path / "away.db", list[str]()
+
+    def come_back(seconds: float) -> None:
+        away.rename(there)
+        drive(url, "ten", NOBODY)
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: there.rename(away))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=time.monotonic, sleep=come_back))
+    assert follow_page(open_database(url), ["ten"], tmp_path / "page", every_s=2, tell=told.append) is not None
+    assert told.count("the storage is away (unable to open database file); trying again for up to 60 s") == 1
+
+
+def test_a_storage_that_stays_away_ends_with_exit_code_5_and_a_page_that_stands_still(
+    metasearch: Run, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, page = tmp_path / "studies.db", tmp_path / "page" / PAGE
+    monkeypatch.setattr(time, "sleep", lambda seconds: there.rename(tmp_path / "away.db"))
+    late = SimpleNamespace(monotonic=count(0, patience.GIVE_UP_S / 2).__next__, sleep=lambda seconds: None)
+    monkeypatch.setattr(patience, "time", late)
+    code, _, err = metasearch("report", "ten", "--html", str(page.parent), "--follow", "--storage", url)
+    assert code == 5
+    assert err.splitlines()[-1] == f"metasearch: {url}: unable to open database file"
     assert RENEWED not in page.read_text("utf-8")
 
 

@@ -18,8 +18,9 @@ from optuna.trial import TrialState
 
 from metasearch.errors import NotFoundError, StorageError
 from metasearch.records import EpochReport, StageResult, TrialResult
+from metasearch.report.columns import as_array
 from metasearch.report.database import open_database
-from metasearch.report.frames import as_array, read_table
+from metasearch.report.frames import read_table
 from metasearch.report.heads import study_head, study_heads
 from metasearch.report.rows import Wanted
 from metasearch.search.store import FAILURE, LOST, RESULT, RUN, create_study, load_study, open_storage

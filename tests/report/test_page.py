@@ -212,10 +212,11 @@ def test_warm_stands_beside_cold_where_both_search_the_same(url: str) -> None:
 
 def test_nothing_reads_the_test_split_before_the_final_runs(report: Report) -> None:
     facts = report.parts[0].facts
-    assert predictions(replace(facts, controls=()), 0) == (
+    assert predictions(replace(facts, controls=()), 0, artefacts={}) == (
         "its final runs are not done, and until then nothing reads the test split"
     )
-    assert predictions(facts, 0) == "its network is not to be had from this machine"
+    for artefacts in ({}, {"model.onnx": "0" * 64}):
+        assert predictions(facts, 0, artefacts=artefacts) == "its network is not to be had from this machine"
 
 
 def test_a_study_of_another_program_is_reported_without_what_it_does_not_know(tmp_path: Path) -> None:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict, replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
 
-from metasearch.errors import InputError, StorageError
-from metasearch.search import artefacts as module
+from metasearch.errors import InputError, NotFoundError, StorageError
+from metasearch.records import TrialResult
 from metasearch.search.artefacts import (
+    KeptFile,
     check_writable,
     digest_of,
     fetch,
+    fetch_all,
+    is_there,
     joined,
+    kept_files,
     location,
     publish,
     remove,
     trial_folder,
     trial_numbers,
 )
+from metasearch.search.launch import onnx_file
 
 
 @pytest.fixture
@@ -33,9 +43,8 @@ def made(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder, the same as a URL, and a file system without directories or renaming, as an object store is."""
-    monkeypatch.setenv("METASEARCH_HOME", str(tmp_path / "home"))
     text = {"folder": str(tmp_path / "a"), "file": f"file://{tmp_path / 'a'}", "memory": "memory://bucket/a"}
     fsspec.filesystem("memory").store.clear()
     fsspec.filesystem("memory").pseudo_dirs[:] = [""]
@@ -59,22 +68,28 @@ def test_a_file_that_was_changed_or_is_gone_is_known(root: str, made: Path) -> N
     (made / "model.onnx").write_bytes(b"another")
     (made / "student.safetensors").unlink()
     publish(made, folder)
-    with pytest.raises(StorageError, match=r"model\.onnx: is not what the trial wrote"):
+    with pytest.raises(StorageError, match=r"model\.onnx: is not what was kept"):
         fetch(joined(folder, "model.onnx"), digests["model.onnx"])
-    assert fetch(joined(folder, "lost")) is None
+    assert fetch(joined(folder, "student.safetensors"), digests["student.safetensors"]) is not None
+    assert fetch(joined(folder, "lost"), digests["model.onnx"]) is None
 
 
 def test_a_folder_removed_is_gone_and_removing_it_again_does_no_harm(root: str, made: Path) -> None:
-    for number in (3, 12):
-        publish(made, trial_folder(root, number))
+    digests = [publish(made, trial_folder(root, number)) for number in (3, 12)]
     for _ in range(2):
         remove(trial_folder(root, 3))
     assert trial_numbers(root) == [12]
-    assert fetch(joined(trial_folder(root, 3), "model.onnx")) is None
+    assert fetch(joined(trial_folder(root, 3), "model.onnx"), digests[0]["model.onnx"]) is None
 
 
 def test_a_study_without_artefacts_has_no_trials_there(root: str) -> None:
     assert trial_numbers(joined(root, "none")) == []
+
+
+def test_what_only_looks_like_a_trials_folder_is_none(root: str, made: Path) -> None:
+    for name in ("trial-00002", "trial-00001.bak", "trial-", "trial-7", "old-trial-00003"):
+        publish(made, joined(root, name))
+    assert trial_numbers(root) == [2]
 
 
 def test_a_folder_that_can_be_written_to_stays_empty(root: str) -> None:
@@ -110,6 +125,75 @@ def test_a_full_disk_is_waited_for_and_leaves_no_half_file(
     assert set(publish(made, folder)) == {"student.safetensors", "model.onnx"}
 
 
+class PayloadError(Exception):
+    """As `aiohttp.ClientPayloadError` and `botocore.exceptions.BotoCoreError`: no OSError, of a library's own."""
+
+
+def test_what_a_remote_file_system_raises_of_its_own_is_waited_for_as_any_error_of_files(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        attempts.append(1)
+        raise PayloadError("response\nis not completed")
+
+    attempts: list[int] = []
+    folder = "memory://bucket/failing"
+    for method in ("put_file", "pipe_file", "get_file", "ls", "rm", "exists"):
+        monkeypatch.setattr(fsspec.filesystem("memory"), method, failing)
+    with pytest.raises(OSError, match=r"PayloadError: response is not completed: 'memory:.*model\.onnx'$"):
+        publish(made, folder, waits_s=(0.0, 0.0))
+    assert len(attempts) == 3
+    with pytest.raises(StorageError, match=r"must be writable: PayloadError: response is not completed$"):
+        check_writable(folder)
+    for call in (trial_numbers, is_there):
+        with pytest.raises(OSError, match="PayloadError"):
+            call(folder)
+    with pytest.raises(StorageError, match=r"^memory://bucket/failing: PayloadError: response is not completed$"):
+        fetch(folder, "0" * 64)
+    remove(folder)
+
+
+def test_a_download_by_http_that_breaks_off_is_said_in_a_line(metasearch_home: Path) -> None:
+    pytest.importorskip("aiohttp")
+
+    class BreaksOff(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"the first of them")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), BreaksOff) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        file = f"http://127.0.0.1:{server.server_port}/start.safetensors"
+        try:
+            with pytest.raises(StorageError, match=rf"^{file}: Client\w+Error: .*not completed"):
+                KeptFile.at(file)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert [path for path in metasearch_home.rglob("*") if path.is_file()] == []
+
+
+def test_a_fault_of_the_code_is_none_of_the_files_and_is_not_tried_again(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    def faulty(*_: object) -> None:
+        attempts.append(1)
+        raise TypeError("a fault")
+
+    monkeypatch.setattr(fsspec.filesystem("memory"), "put_file", faulty)
+    with pytest.raises(TypeError, match="a fault"):
+        publish(made, "memory://bucket/faulty", waits_s=(0.0, 0.0))
+    assert len(attempts) == 1
+
+
 def test_a_folder_is_kept_as_an_absolute_path_and_a_url_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +205,7 @@ def test_a_folder_is_kept_as_an_absolute_path_and_a_url_as_it_is(
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("nowhere://x", "must be a folder or a URL that fsspec opens: .*nowhere"),
+        ("nowhere://x", "must be a path or a URL that fsspec opens: .*nowhere"),
         ("s3://key:canary@bucket/a", "must hold no secret"),
     ],
 )
@@ -136,6 +220,62 @@ def test_a_copy_from_elsewhere_is_made_once(root: str, made: Path, monkeypatch: 
     digests = publish(made, trial_folder(root, 0))
     file = joined(trial_folder(root, 0), "model.onnx")
     first = fetch(file, digests["model.onnx"])
-    opened = module._opened(file)[0]
+    opened, _ = fsspec.core.url_to_fs(file)
     monkeypatch.setattr(type(opened), "get_file", None)
     assert fetch(file, digests["model.onnx"]) == first
+
+
+def test_a_file_is_kept_by_its_place_and_by_what_it_is(root: str, made: Path, metasearch_home: Path) -> None:
+    digests = publish(made, root)
+    file = KeptFile.at(joined(root, "model.onnx"))
+    assert file == KeptFile(joined(root, "model.onnx"), digests["model.onnx"])
+    described = {"new": asdict(file), "old": file.place}
+    assert kept_files(json.loads(json.dumps(described))) == {"new": file, "old": file}
+    shutil.rmtree(metasearch_home / "cache", ignore_errors=True)
+    assert fetch_all({"a": file})["a"].read_bytes() == b"graph"
+    (made / "model.onnx").write_bytes(b"another")
+    publish(made, root)
+    shutil.rmtree(metasearch_home / "cache", ignore_errors=True)
+    with pytest.raises(StorageError, match=r"model\.onnx: is not what was kept"):
+        file.fetch()
+    remove(root)
+    for read in (file.fetch, partial(KeptFile.at, file.place)):
+        with pytest.raises(NotFoundError, match=r"a/model\.onnx: no such file$"):
+            read()
+
+
+def test_a_download_that_is_not_what_was_kept_gets_no_place_in_the_cache(
+    made: Path, metasearch_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = publish(made, "memory://bucket/broken")["model.onnx"]
+    file = "memory://bucket/broken/model.onnx"
+
+    def cut_off(path: str, local: str) -> None:
+        Path(local).write_bytes(b"gra")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fsspec.filesystem("memory"), "get_file", cut_off)
+        with pytest.raises(StorageError, match=r"model\.onnx: is not what was kept"):
+            fetch(file, digest)
+    assert [path for path in metasearch_home.rglob("*") if path.is_file()] == []
+    copy = fetch(file, digest)
+    assert copy is not None
+    copy.write_bytes(b"gra")  # damaged in the cache
+    assert fetch(file, digest) == copy
+    assert copy.read_bytes() == b"graph"
+
+
+def test_an_onnx_file_that_is_another_trials_is_told_and_not_measured(root: str, made: Path) -> None:
+    lines: list[str] = []
+    result = TrialResult({}, 0, {}, artefacts=publish(made, root))
+    assert onnx_file(root, replace(result, artefacts={}), tell=lines.append) is None
+    own = onnx_file(root, result, tell=lines.append)
+    assert own is not None
+    assert own.read_bytes() == b"graph"
+    other = replace(result, artefacts={"model.onnx": digest_of(made / "student.safetensors")})
+    assert lines == []
+    assert onnx_file(root, other, tell=lines.append) is None
+    assert lines == [
+        f"latency is not measured of {root}/model.onnx: is not what was kept: its SHA-256 differs from the one in the "
+        "study"
+    ]

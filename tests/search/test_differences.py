@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metasearch.errors import InputError
-from metasearch.search import differences as module
-from metasearch.search.differences import differences, study_versions, version_differences
+from metasearch.records import Config
+from metasearch.search.differences import differences
 from metasearch.search.launch import run_study
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import load_space, parse_space
-from metasearch.search.store import create_study, open_storage
+from metasearch.search.store import create_study
 from metasearch.tasks import TaskSource
-from tests.fakes import describe
+from tests.fakes import describe, new_storage
 
 
 def test_the_same_description_differs_in_nothing(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_each_difference_is_told_with_both_values(tmp_path: Path) -> None:
 
 
 def test_a_launch_by_the_name_of_another_study_is_refused_with_what_differs(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     options = Options(
         TaskSource("digits"), load_space("quick"), 4, "s", sampler="random", artefacts=str(tmp_path / "a")
     )
@@ -43,18 +44,41 @@ def test_a_launch_by_the_name_of_another_study_is_refused_with_what_differs(tmp_
         prepare_study(storage, replace(options, seed=5, sampler="tpe"))
 
 
-def test_versions_that_change_what_a_trial_computes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = study_versions()
-    assert version_differences(here) == []
-    assert version_differences(here | {"optuna": "4.0", "ray": "2.52.0"}) == []
-    assert version_differences(here | {"torch": "2.11.0"}) == [f"torch 2.11.0, here {here['torch']}"]
-    monkeypatch.setattr(module, "study_versions", lambda: here | {"torch": "2.11.0+cpu", "python": "3.11.9"})
-    assert version_differences({"torch": "2.11.0+cu130", "python": "3.11.2"}) == []
-    assert version_differences({"python": "3.12.9"}) == ["python 3.12.9, here 3.11.9"]
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"initial": {"maml": {"place": "/copy", "digest": "1" * 64}}}, []),
+        ({"initial": {"maml": {"place": "/a", "digest": "2" * 64}}}, ["initial.maml 111111111111, now 222222222222"]),
+        ({"initial": {}}, ["initial.maml 111111111111, now none"]),
+        ({"early_stopping": True}, ["early_stopping False, now True"]),
+        ({"warm_start_asked": "none"}, ["warm_start auto, now none"]),
+        ({"warm_start": ["a study made since"]}, []),
+    ],
+)
+def test_another_start_or_early_stopping_make_another_study(
+    changes: dict[str, Any], difference: list[str], tmp_path: Path
+) -> None:
+    old = describe(tmp_path, initial={"maml": {"place": "/a", "digest": "1" * 64}})
+    assert differences(old, replace(old, **changes)) == difference
+
+
+@pytest.mark.usefixtures("nothing_built_in")
+def test_a_launch_that_would_run_other_configurations_first_is_told_so(tmp_path: Path) -> None:
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    queue: tuple[Config, ...] = ({"student.width": 8}, {"student.width": 9})
+    options = Options(TaskSource("digits"), load_space("quick"), 4, "s", artefacts=str(tmp_path / "a"), enqueue=queue)
+    prepare_study(storage, options)
+    for other, difference in (
+        (queue, "exists: `metasearch resume s`"),
+        (queue[:1], r"something else \(enqueue of 2 configurations, now of 1\)"),
+        ((queue[0], {"student.width": 5}), r"something else \(enqueue\[1\]\.student\.width 9, now 5\)"),
+    ):
+        with pytest.raises(InputError, match=difference):
+            prepare_study(storage, replace(options, enqueue=other))
 
 
 def test_a_study_of_another_torch_is_not_resumed_unasked(tmp_path: Path) -> None:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     create_study(storage, "s", describe(tmp_path, versions={"torch": "1.13.1"}))
     with pytest.raises(InputError, match=r"study s: was made by other versions.*--accept-versions.*torch 1\.13\.1"):
         run_study(storage, "s", resources=Resources())

@@ -18,10 +18,11 @@ from metasearch.search.driver_storage import DriverStorage, driven, written_toge
 from metasearch.search.samplers import make_sampler
 from metasearch.search.store import open_storage
 from tests.bench.counting import counted_statements
+from tests.fakes import new_storage
 
 
 def made(url: str, *, sampler: str = "random") -> tuple[RDBStorage, Study]:
-    storage = open_storage(url, create=True)
+    storage = new_storage(url)
     study = optuna.create_study(storage=storage, directions=["maximize", "minimize"])
     study.sampler = make_sampler(sampler, seed=0, trials_so_far=0)
     return storage, study

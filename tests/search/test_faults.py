@@ -30,6 +30,7 @@ from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.pareto import dominates
 from metasearch.search.samplers import make_sampler
 from metasearch.search.store import CONTROLS, DESCRIPTION, FAILURE, LOSSES, STOP, is_finished, open_storage
+from tests.fakes import new_storage
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,8 @@ def books_of(url: str, target: int) -> Ledger:
 def main(url: str, target: int) -> int:
     """Drive the study as `run_study` does, with trials that sleep."""
     from metasearch.search.lease import Lease
-    from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+    from metasearch.search.runner import Resources, drive, ray_running
+    from metasearch.search.stopping import StopFlag
     from metasearch.search.worker import TrialRequest
 
     seconds = SECONDS
@@ -127,9 +129,7 @@ def started(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    study = optuna.create_study(
-        storage=open_storage(url, create=True), study_name="s", directions=["maximize", "minimize"]
-    )
+    study = optuna.create_study(storage=new_storage(url), study_name="s", directions=["maximize", "minimize"])
     study.enqueue_trial({"x": 0.5, "y": 0.25})
     return url
 

@@ -14,6 +14,7 @@ from optuna.storages import RDBStorage
 from metasearch.configuration import Configuration
 from metasearch.errors import InfeasibleError, InputError, NotFoundError
 from metasearch.parameters import PARAMETERS, POLICIES
+from metasearch.search.artefacts import KeptFile
 from metasearch.search.earlier import Decided, decided_space, front_of, student_file
 from metasearch.search.fixing import KEPT_OPEN, STRATEGY, STRUCTURE, fix, narrow_to, part_of
 from metasearch.search.space import Space, load_space, parse_space
@@ -196,13 +197,13 @@ def test_what_cannot_be_decided_is_refused_in_one_line(storage: RDBStorage) -> N
 def test_the_best_students_weights_are_found_and_said_to_be_gone(storage: RDBStorage, folder: Path) -> None:
     opened: Callable[[], RDBStorage] = lambda: storage  # noqa: E731 - a def here would need its own name
     path = folder / "artefacts" / "limited" / "trial-00002" / "student.safetensors"
-    with pytest.raises(NotFoundError, match=r"^--init-from limited: .*trial-00002/student\.safetensors is not there$"):
+    with pytest.raises(NotFoundError, match=r"^--init-from limited: .*trial-00002/student\.safetensors: no such file$"):
         student_file(opened, "limited")
     path.parent.mkdir(parents=True)
     path.touch()
-    assert student_file(opened, "limited") == path
+    assert student_file(opened, "limited") == KeptFile.at(str(path))
 
     def never() -> RDBStorage:
         raise AssertionError
 
-    assert student_file(never, str(path)) == path
+    assert student_file(never, str(path)) == KeptFile.at(str(path))

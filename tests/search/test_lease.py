@@ -130,6 +130,42 @@ def test_a_fresh_lease_of_another_host_is_waited_for_until_it_has_run_out(study:
     lease.release()
 
 
+def test_a_lease_that_is_given_back_while_it_is_watched_is_taken_over_at_once(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.01)
+    hold(study, host="elsewhere")
+    heard: list[str] = []
+
+    def watched(line: str) -> None:
+        heard.append(line)
+        with sqlite3.connect(str(study._storage._backend.engine.url.database)) as connection:  # type: ignore[attr-defined]  # behind the cache
+            connection.execute("DELETE FROM study_user_attributes WHERE key = ?", (LEASE,))
+
+    started = time.monotonic()
+    lease = Lease(study, on_stop=quiet, tell=watched)
+    lease.acquire()
+    assert time.monotonic() - started < 10  # of the 60 s that it is watched for
+    lease.release()
+    assert len(heard) == 1
+    assert heard[0].startswith("study s: process 1 on elsewhere was driving it; watching for up to ")
+
+
+def test_a_lease_that_is_given_back_between_the_look_and_the_take_over_is_taken(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Lease(study, on_stop=quiet) for _ in range(2))
+    first.acquire()
+
+    def dead(holder: object) -> bool:
+        first.release()
+        return False
+
+    monkeypatch.setattr(module, "alive", dead)
+    second.acquire()
+    second.release()
+
+
 def test_a_renewal_whose_answer_was_lost_is_ours_all_the_same(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEW_S", 0.02)
     heard: list[str] = []

@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import subprocess
-import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-import metasearch
 from metasearch.errors import MetasearchError
-from metasearch.search import nodes
-from metasearch.search.artefacts import probed
+from metasearch.search import launch, nodes
+from metasearch.search.artefacts import KeptFile, probed
 from metasearch.search.connect import check_reachable
-from metasearch.search.nodes import NodeReport, Reach, check_versions, examine, refusals, unlike, versions_here
+from metasearch.search.nodes import NodeReport, Reach, examine, refusals
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
+from metasearch.search.runner import Resources
+from metasearch.search.versions import check_versions, versions_here
 from metasearch.search.worker import TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource
 from metasearch.teachers import Teacher
+from tests.fakes import describe
 
 NO_TEACHER = Teacher("none", seed=0, logits={}, metrics={})
 HERE = {"python": "3.11", "metasearch": "0.1.0", "torch": "2.15.0", "package": "aaaa"}
-
-
-def test_versions_name_what_must_be_alike_on_all_nodes() -> None:
-    here = versions_here()
-    assert set(here) == {"python", "metasearch", "ray", "torch", "optuna", "package"}
-    assert "+" not in here["torch"]
-    assert here == versions_here()
-
-
-def test_the_package_hash_changes_with_a_file_and_not_with_its_place(tmp_path: Path) -> None:
-    copy = tmp_path / "metasearch"
-    shutil.copytree(Path(metasearch.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-
-    def digest() -> str:
-        program = "from metasearch.search.nodes import package_digest; print(package_digest())"
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.check_output([sys.executable, "-c", program], env=environment, cwd=tmp_path, text=True)
-
-    assert digest().strip() == nodes.package_digest()
-    (copy / "errors.py").open("a").write("\n")
-    assert digest().strip() != nodes.package_digest()
-
-
-def test_a_difference_names_what_is_there_and_what_the_driver_has() -> None:
-    assert unlike(HERE, HERE) == []
-    assert unlike({**HERE, "torch": "2.11.0"}, HERE) == ["torch 2.11.0, the driver's 2.15.0"]
-    assert unlike({**HERE, "package": "bbbb"}, HERE) == ["metasearch's files bbbb, the driver's aaaa"]
-    older = {**HERE, "metasearch": "0.0.9", "package": "bbbb"}
-    assert unlike(older, HERE) == ["metasearch 0.0.9, the driver's 0.1.0"]
-    assert unlike({}, {"optuna": "5"}) == ["optuna not there, the driver's 5"]
 
 
 def test_a_node_that_is_silent_differs_or_does_not_reach_something_is_refused_by_name() -> None:
@@ -94,8 +63,44 @@ def test_an_artefact_url_is_looked_at_through_fsspec(tmp_path: Path) -> None:
 def test_data_that_is_not_there_is_a_problem_only_for_a_task_that_needs_it(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     assert problems(Reach(task=TaskSource("digits", data_root=nowhere))) == {}
-    assert "not found in" in problems(Reach(task=TaskSource("fashion_mnist", data_root=nowhere)))["data"]
-    assert "nowhere" in problems(Reach(data_root=nowhere))["data"]
+    assert "not found in" in problems(Reach(task=TaskSource("fashion_mnist", data_root=nowhere)))["task"]
+    assert "nowhere" in problems(Reach(data_root=nowhere))["data_root"]
+
+
+def test_the_source_and_the_files_that_students_start_from_are_asked_for_beside_the_task(tmp_path: Path) -> None:
+    nowhere, weights = str(tmp_path / "nowhere"), tmp_path / "weights"
+    weights.write_bytes(b"weights")
+    reach = Reach(
+        task=TaskSource("digits"),
+        source=TaskSource("fashion_mnist", data_root=nowhere),
+        initial={"prior_student": KeptFile.at(str(weights))},
+        data_root=nowhere,
+    )
+    assert problems(reach).keys() == {"source", "data_root"}
+    weights.write_bytes(b"others")
+    assert problems(reach)["initial"].startswith(f"{weights}: is not what was kept")
+    weights.unlink()
+    assert problems(reach)["initial"] == f"{weights}: no such file"
+
+
+def test_a_driver_of_another_version_may_ask_for_less() -> None:
+    assert examine({"probe": ""})["problems"] == {}
+
+
+def test_a_search_on_a_cluster_asks_for_all_that_its_trials_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    weights.touch()
+    asked: list[Reach] = []
+    monkeypatch.setattr(launch, "ray_running", lambda resources: nullcontext())
+    monkeypatch.setattr(launch, "check_nodes", lambda reach, **_: asked.append(reach))
+    kept = {"place": str(weights), "digest": KeptFile.at(str(weights)).digest}
+    description = describe(tmp_path, source={"text": "usps"}, initial={"maml": kept, "prior_student": str(weights)})
+    with launch._cluster_checked(description, Resources(address="auto"), print):
+        file = KeptFile(**kept)
+        files = {"maml": file, "prior_student": file}
+        assert asked == [Reach(TaskSource("digits"), TaskSource("usps"), files, artefacts=description.artefacts)]
 
 
 def test_a_database_is_reached_where_its_port_is_open() -> None:
@@ -103,6 +108,30 @@ def test_a_database_is_reached_where_its_port_is_open() -> None:
         place = server.getsockname()[:2]
         assert problems(Reach(storage=place)) == {}
     assert "refused" in problems(Reach(storage=place))["storage"].lower()
+
+
+@pytest.mark.parametrize("devices", [True, False])
+def test_devices_are_looked_for_only_where_they_are_asked_for(devices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "gpu_devices", lambda: [("a GPU", 8)])
+    assert examine({**asdict(Reach()), "probe": "", "devices": devices})["devices"] == ([("a GPU", 8)] * devices)
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [(0.0, False), (0.25, True), (1.0, False)])
+def test_a_launch_asks_nodes_for_no_more_than_it_needs(
+    gpus: float, devices: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, bool]] = []
+
+    def look(reach: Reach, **what: bool) -> list[NodeReport]:
+        asked.append(what)
+        return [NodeReport("10.0.0.2", versions_here())]
+
+    monkeypatch.setattr(nodes, "look_around", look)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    told: list[str] = []
+    nodes.check_nodes(Reach(), cpus=1, gpus=gpus, tell=told.append)
+    assert asked == [{"devices": devices, "clocks": False}]
+    assert told
 
 
 # A worker process

@@ -16,10 +16,11 @@ from sqlalchemy import event
 
 from metasearch.records import TrialResult
 from metasearch.search import patience as module
+from metasearch.search.driver_storage import DriverStorage
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.patience import Patience, is_away
 from metasearch.search.samplers import make_sampler
-from metasearch.search.store import open_storage
+from tests.fakes import new_storage
 
 AWAY = sqlalchemy.exc.OperationalError("SELECT 1", {}, sqlite3.OperationalError("connection refused"))
 
@@ -103,7 +104,7 @@ class Faults:
 
 @pytest.fixture
 def faulty(tmp_path: Any) -> tuple[Study, Faults]:
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     study = optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
     study.sampler = make_sampler("random", seed=0, trials_so_far=0)
     return study, Faults(storage.engine)
@@ -145,3 +146,41 @@ def test_losses_and_marks_are_written_when_the_storage_is_back(faulty: tuple[Stu
     books.leave_running()
     attributes = study.get_trials(deepcopy=False)[number].user_attrs
     assert (attributes["losses"], attributes["left"]) == (1, True)
+
+
+def test_a_search_that_is_to_stop_still_writes_what_it_leaves_and_all_of_it_at_once(
+    faulty: tuple[Study, Faults], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, faults = faulty
+    patience = Patience(stopped=lambda: True)
+    books = Ledger(study, propose, target=9, seed=1, objectives=("val_accuracy", "macs"), patience=patience)
+    numbers = [books.ask()[0] for _ in range(3)]
+    faults.statements = 3
+    books.leave_running()
+    trials = study.get_trials(deepcopy=False)
+    assert all(trials[number].user_attrs == {"left": True} for number in numbers)
+    written: list[object] = []
+    monkeypatch.setattr(DriverStorage, "_send", lambda storage, writes: written.append(writes))
+    books.leave_running()
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("kind", ["statements", "lost_answers"])
+def test_a_driver_that_adopts_trials_waits_for_its_storage_too_and_counts_each_loss_once(
+    faulty: tuple[Study, Faults], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, faults = faulty
+    dead = Ledger(study, propose, target=3, seed=1, objectives=("val_accuracy", "macs"))
+    for _ in range(3):
+        dead.ask()
+    note = Ledger._note
+
+    def faulty_note(*arguments: Any) -> None:
+        setattr(faults, kind, 2)
+        note(*arguments)
+
+    monkeypatch.setattr(Ledger, "_note", faulty_note)
+    again = Ledger(study, propose, target=3, seed=1, objectives=("val_accuracy", "macs"))
+    setattr(faults, kind, 0)
+    assert again.wanted == 3
+    assert [trial.user_attrs["losses"] for trial in study.get_trials(deepcopy=False)] == [1, 1, 1]

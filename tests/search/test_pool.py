@@ -11,8 +11,9 @@ from metasearch.search.pool import evaluate_pool, sobol_pool
 from metasearch.search.priors import builtin_priors, builtin_space, find_priors
 from metasearch.search.runner import Resources
 from metasearch.search.space import load_space, parse_space
-from metasearch.search.store import load_study, open_storage
+from metasearch.search.store import load_study
 from metasearch.tasks import TaskSource
+from tests.fakes import new_storage
 
 SMALL = """
 objectives: [val_accuracy, model_bytes]
@@ -69,7 +70,7 @@ def test_the_same_pool_runs_on_every_task_and_goes_on_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METASEARCH_HOME", str(tmp_path))
-    storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     space = parse_space(SMALL, place="small.yaml")
     tasks = {name: TaskSource("digits", max_train=count) for name, count in (("few", 60), ("more", 80))}
     made = evaluate_pool(storage, tasks, space, size=4, resources=Resources(workers=1))

@@ -17,8 +17,8 @@ from metasearch.search.possible import (
     possible_with_task,
     possible_with_teacher,
 )
-from metasearch.search.prepare import initial_families
 from metasearch.search.space import Space, load_space, parse_space
+from metasearch.search.starts import initial_families
 from metasearch.teachers import TeacherMember, TeacherSource
 from tests.synthetic import synthetic_task
 

@@ -14,14 +14,18 @@ from optuna.study import Study
 
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.runner import Resources, StopFlag, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
-from metasearch.search.store import RESULT, RUN, open_storage
+from metasearch.search.stopping import StopFlag
+from metasearch.search.store import RESULT, RUN
 from metasearch.search.worker import TrialRequest
+from metasearch.transfer import sampler as module
 from metasearch.transfer.prior import Prior, prior_of
-from metasearch.transfer.sampler import RUNNING_A_PLAN
+from tests.fakes import new_storage
 
 OBJECTIVES = ("val_accuracy", "macs")
+RUNNING = 8
+"""Trials that run for each that is planned more at once."""
 Trials = dict[int, tuple[dict[str, Any], int, Mapping[str, float]]]
 """Number -> parameters, seed, metrics."""
 
@@ -64,7 +68,7 @@ def prior() -> Prior:
 
 
 def opened(folder: Path, name: str) -> Study:
-    storage = open_storage(f"sqlite:///{folder / 'studies.db'}", create=True)
+    storage = new_storage(f"sqlite:///{folder / 'studies.db'}")
     study = optuna.create_study(
         storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
     )
@@ -142,11 +146,11 @@ def test_tpe_gives_the_same_trials_in_three_runs_of_one_ray_worker(tmp_path: Pat
 def test_three_searches_of_one_worker_and_one_seed_are_the_same(tmp_path: Path, sampler: str, priors: int) -> None:
     def trials(name: str, seed: int) -> Trials:
         study = opened(tmp_path, name)
-        run_one_after_the_other(driver(study, sampler, 14, seed=seed, priors=(prior(),) * priors))
+        run_one_after_the_other(driver(study, sampler, 12, seed=seed, priors=(prior(),) * priors))
         return trials_of(study)
 
     runs = [trials(f"run {index}", 4) for index in range(3)]
-    assert len(runs[0]) == 14
+    assert len(runs[0]) == 12
     assert runs[0] == runs[1] == runs[2]
     assert trials("another seed", 5) != runs[0]
 
@@ -166,14 +170,16 @@ def test_searches_interrupted_after_the_same_trial_go_on_the_same(tmp_path: Path
 
 @pytest.mark.parametrize("sampler", ["tpe", "transfer"])
 def test_trials_that_are_planned_several_at_once_are_the_same_again_and_all_different(
-    tmp_path: Path, sampler: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
+    monkeypatch.setattr(module, "RUNNING_A_PLAN", RUNNING)  # with as many as usual the test takes four times as long
+
     def asked(name: str) -> list[str]:
         books = driver(opened(tmp_path, name), sampler, 200)
         for _ in range(12):
             number, proposal, seed = books.ask()
             books.tell_result(number, measured(proposal.config, seed), {"seed": seed})
-        return [str(books.ask()[1].config) for _ in range(2 * RUNNING_A_PLAN + 6)]
+        return [str(books.ask()[1].config) for _ in range(2 * RUNNING + 6)]
 
     first = asked("first")
     assert len(set(first)) == len(first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import math
 import os
 import re
@@ -23,15 +24,18 @@ from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search import store
+from metasearch.search import pipeline_worker, store
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
 from metasearch.search.patience import Patience
-from metasearch.search.runner import GPU_HOURS_USED, Limits, Resources, StopFlag, drive, ray_running
+from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
-from metasearch.search.store import FAILURE, LEFT, RUN, is_finished, open_storage, storage_errors
+from metasearch.search.searcher import LedgerSearcher, Limits
+from metasearch.search.stopping import StopFlag
+from metasearch.search.store import FAILURE, LEFT, LOSSES, RUN, is_finished, open_storage, storage_errors
 from metasearch.search.worker import TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource, load_task
+from metasearch.teachers import Teacher
 from tests.fakes import new_storage
 
 TWO = Resources(workers=2)
@@ -329,13 +333,78 @@ def test_as_many_trials_run_at_once_as_fit_and_a_metric_that_is_not_finite_stops
 # Limits
 
 
-def test_a_trial_past_its_time_limit_is_ended_between_two_epochs() -> None:
+def worker_of(evaluate: Evaluate, prepare: Callable[[], Any] = prepared, **options: Any) -> TrialWorker:
     worker = TrialWorker.__new__(TrialWorker)
-    evaluate = evaluation(nothing, seconds=0.2)
-    worker.setup({"request": TrialRequest(0, {"x": 0.5}, seed=3)}, lambda: None, evaluate, threads=1, limit_s=0.3)
+    worker.setup({"request": TrialRequest(0, {"x": 0.5}, seed=3)}, prepare, evaluate, threads=1, **options)
+    return worker
+
+
+def test_a_trial_past_its_time_limit_is_ended_between_two_epochs() -> None:
+    worker = worker_of(evaluation(nothing, seconds=0.2), limit_s=0.3)
     steps = [worker.step() for _ in range(3)]
+    worker.cleanup()
     assert ["outcome" in step for step in steps] == [False, False, True]
     assert steps[-1]["outcome"].failure == {"reason": TIMED_OUT, "message": "took longer than its 0 s"}
+
+
+@pytest.fixture
+def armed(monkeypatch: pytest.MonkeyPatch) -> set[float]:
+    """The seconds that the process has been given, while its timer runs."""
+    now: set[float] = set()
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: now.add(seconds))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", now.clear)
+    return now
+
+
+def test_the_timer_runs_in_a_trials_own_steps_alone(armed: set[float]) -> None:
+    seen: list[bool] = []
+
+    def see(*_: object) -> None:
+        seen.append(bool(armed))
+
+    worker = worker_of(evaluation(see), lambda: see(), limit_s=60.0)
+    for _ in range(2):
+        worker.step()
+        assert not armed
+    worker.reset_config({"request": TrialRequest(1, {"x": 0.5}, seed=3)})  # the first was stopped early
+    assert not armed
+    while "outcome" not in worker.step():
+        assert not armed
+    worker.cleanup()
+    assert seen == [False] + 5 * [True]
+    assert not armed
+
+
+def test_a_trial_is_published_without_a_time_limit(
+    armed: set[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def steps(*_: object, **__: object) -> Steps:
+        assert armed
+        yield EpochReport("distill", 1, 1, 0.1, 0.5, 10, 0.1, 1.0, 0.1)
+        return TrialResult({}, 0, {"val_accuracy": 0.5})
+
+    def publish(made: Path, folder: str) -> dict[str, str]:
+        assert not armed
+        return {"made": folder}
+
+    monkeypatch.setattr(pipeline_worker, "pipeline_steps", steps)
+    monkeypatch.setattr(pipeline_worker, "publish", publish)
+    shared = pipeline_worker.Shared(load_task(TaskSource("digits")), Teacher("none", 0, {}, {}), "cpu")
+    worker = worker_of(pipeline_worker.run_request, lambda: shared, limit_s=60.0)
+    worker.reset_config({"request": TrialRequest(0, {}, seed=3, folder=str(tmp_path))})
+    worker.step()
+    assert worker.step()["outcome"].result.artefacts == {"made": str(tmp_path)}
+    worker.cleanup()
+
+
+def test_a_worker_that_died_long_after_its_trial_was_asked_for_has_not_hung(study: Study) -> None:
+    books = ledger(study, 1)
+    searcher = LedgerSearcher(books, at_once=lambda: 1, limits=Limits(trial_s=0.01), stop=StopFlag())
+    searcher.suggest("a")
+    searcher._started[0] -= 3600.0  # it waited for a node
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.fault is None
+    assert study.trials[0].user_attrs == {LOSSES: 1}
 
 
 @pytest.mark.slow
@@ -349,47 +418,10 @@ def test_a_trial_that_hangs_is_ended_with_its_process_and_the_others_go_on(study
     drive(books, evaluation(act), prepared, resources=TWO, stop=StopFlag(), limits=Limits(trial_s=1.0))
     assert_done(study, 4)
     assert reasons(study) == {1: TIMED_OUT}
-    assert "hung: its process was ended" in study.trials[1].user_attrs[FAILURE]["message"]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_a_search_ends_when_its_trials_have_used_the_gpu_hours(study: Study) -> None:
-    def told_with_gpus(books: Ledger) -> None:
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state.is_finished():
-                assert trial.user_attrs[RUN]["gpus"] == 0
-
-    stop = StopFlag()
-    books = ledger(study, 50)
-    books.gpu_seconds = 3600.0
-    drive(
-        books,
-        evaluation(nothing),
-        prepared,
-        resources=TWO,
-        stop=stop,
-        progress=told_with_gpus,
-        limits=Limits(gpu_hours=1.0),
-    )
-    assert stop.reason == GPU_HOURS_USED
-    assert 1 <= sum(map(is_finished, study.trials)) < 10
-
-
-def test_the_gpu_time_of_ended_and_lost_trials_is_counted_and_known_to_the_next_driver(study: Study) -> None:
-    books = ledger(study, 3)
-    for index in range(2):
-        number, _, _ = books.ask()
-        books.tell_result(number, result_of(index), {"started": 100.0, "ended": 108.0, "gpus": 0.25})
-    assert books.gpu_seconds == 4.0
-    number, _, _ = books.ask()
-    books.tell_lost(number, "its worker died", {"started": 0.0, "ended": 4.0, "gpus": 0.25})
-    assert books.gpu_seconds == 5.0
-    assert ledger(study, 3).gpu_seconds == 4.0
-
-
-def result_of(index: int) -> TrialResult:
-    return TrialResult({"x": 0.1 * index}, 0, {"val_accuracy": 0.5, "macs": 1.0})
+    message = study.trials[1].user_attrs[FAILURE]["message"]
+    assert "hung: its process was ended" in message
+    assert "in act" in message  # where it stood
+    assert LOSSES not in study.trials[1].user_attrs
 
 
 def test_a_trial_that_its_machine_kills_for_its_memory_has_failed_by_its_own_doing(study: Study) -> None:

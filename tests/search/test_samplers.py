@@ -77,6 +77,37 @@ def test_tpe_makes_its_densities_once_for_several_trials_where_many_run(monkeypa
     assert len(set(asked)) == len(asked)
 
 
+def test_tpe_samples_parameters_that_few_trials_have_by_new_densities(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make_sampler("tpe", seed=1, trials_so_far=0)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(12):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("x", 0, 1) + trial.suggest_float("rare", 0, 1))
+    made: list[set[str]] = []
+    build = optuna.samplers.TPESampler._build_parzen_estimator
+
+    def noted(self: Any, study: Any, space: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        made.append(set(space))
+        return build(self, study, space, *rest, **options)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "_build_parzen_estimator", noted)
+
+    def sample_rare() -> None:
+        number = study.ask().number
+        sampler.sample_independent(study, study.trials[number], "rare", optuna.distributions.FloatDistribution(0, 1))
+
+    for _ in range(5 * RUNNING_A_PLAN):
+        study.ask()
+    made.clear()
+    sample_rare()
+    assert {"rare"} in made
+    for _ in range(10):  # more than the densities of so many running serve
+        study.ask()
+    made.clear()
+    sample_rare()
+    assert {"rare"} in made
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_making_a_sampler_warns_of_nothing(name: str, recwarn: pytest.WarningsRecorder) -> None:
     make_sampler(name, seed=0, trials_so_far=0)

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from optuna.storages import RDBStorage
+from optuna.trial import create_trial
+from safetensors import safe_open
 
 from metasearch.errors import InputError
 from metasearch.models import NetworkSpec, build_network
-from metasearch.models.weights import save_weights
+from metasearch.models.weights import save_weights, write_tensors
+from metasearch.records import TrialResult
 from metasearch.report.database import open_database
 from metasearch.report.finals import controls_frame
 from metasearch.report.queries import best
+from metasearch.search.artefacts import KeptFile, digest_of, kept_files, publish
 from metasearch.search.controls import START_SEEDS
+from metasearch.search.earlier import STUDENT_FILE
 from metasearch.search.launch import Watcher, run_study
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import parse_space
-from metasearch.search.store import description_of, load_study
+from metasearch.search.starts import meta_learned
+from metasearch.search.store import RESULT, create_study, description_of, load_study
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import TaskSource, load_task
-from metasearch.teachers import teacher_for
-from tests.fakes import new_storage
+from metasearch.teachers import Teacher, teacher_for
+from tests.fakes import describe, new_storage
 
 SOURCE = TaskSource("digits", max_train=100, augment="none")
 NETWORK = "mlp:width=4,depth=1"
@@ -67,7 +75,7 @@ def options(tmp_path: Path, **changes: object) -> Options:
 def test_a_worker_elsewhere_has_the_teachers_network_the_files_and_the_source(student: Path) -> None:
     task = load_task(SOURCE)
     teacher = teacher_for(task, NETWORK, network=True)
-    files = {"prior_student": student}
+    files = {"prior_student": KeptFile.at(str(student))}
     sent = PipelineWorker.of(SOURCE, teacher, device="cpu", threads=1, initial=files, joint=SOURCE)
     shared = pickle.loads(pickle.dumps(sent))()
     assert shared.teacher.network is not None
@@ -82,6 +90,40 @@ def test_a_worker_elsewhere_has_the_teachers_network_the_files_and_the_source(st
         with pytest.raises(StopIteration) as ended:
             next(steps)
         assert ended.value.value.details["initialised"] == 1
+
+
+def test_a_start_that_lies_at_a_url_is_fetched_by_its_digest_wherever_it_is_read(
+    storage: RDBStorage, tmp_path: Path, student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / STUDENT_FILE).write_bytes(student.read_bytes())
+    folder = "memory://bucket/earlier/trial-00000"
+    result = TrialResult({}, 0, {"val_accuracy": 0.9, "model_bytes": 10}, artefacts=publish(made, folder))
+    earlier = create_study(storage, "earlier", describe(tmp_path, artefacts="memory://bucket"))
+    earlier.add_trial(create_trial(values=[0.9, 10], user_attrs={RESULT: result.to_json()}))
+    kept = {"place": f"{folder}/{STUDENT_FILE}", "digest": result.artefacts[STUDENT_FILE]}
+    for text in ("earlier", kept["place"]):
+        description, _ = prepare_study(storage, options(tmp_path, init_from=text), create=False)
+        assert description.initial == {"prior_student": kept}
+    monkeypatch.setenv("METASEARCH_HOME", str(tmp_path / "another node"))
+    files = kept_files(description.initial)
+    sent = PipelineWorker.of(
+        SOURCE, Teacher("none", seed=0, logits={}, metrics={}), device="cpu", threads=1, initial=files
+    )
+    copy = pickle.loads(pickle.dumps(sent))().initial["prior_student"]
+    assert copy.read_bytes() == student.read_bytes()
+    assert copy.is_relative_to(tmp_path / "another node")
+
+
+def test_meta_learned_files_at_urls_are_found_by_their_methods(student: Path) -> None:
+    with safe_open(student, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        metadata = opened.metadata() | {"meta": json.dumps({"method": "maml"})}
+    write_tensors(tensors, student, metadata=metadata)
+    publish(student.parent, "memory://bucket/meta")
+    url = "memory://bucket/meta/earlier.safetensors"
+    assert meta_learned([url]) == {"maml": KeptFile(url, digest_of(student))}
 
 
 def test_a_study_is_refused_before_it_is_made_where_its_files_or_source_do_not_fit(
@@ -105,7 +147,7 @@ def test_a_search_chooses_among_the_starts_that_it_was_given_and_shows_the_choic
     )
     given = options(tmp_path, init_from=str(student), joint=SOURCE, enqueue=enqueue)
     description, name = prepare_study(storage, given)
-    assert description.initial == {"prior_student": str(student)}
+    assert description.initial == {"prior_student": asdict(KeptFile.at(str(student)))}
     assert description_of(load_study(storage, name)) == description
     lines: list[str] = []
 

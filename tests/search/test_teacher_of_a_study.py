@@ -15,8 +15,9 @@ from metasearch.errors import InputError, NotFoundError
 from metasearch.records import EpochReport
 from metasearch.search.launch import Watcher, _Search
 from metasearch.search.prepare import Options, prepare_study
-from metasearch.search.runner import Resources, StopFlag
+from metasearch.search.runner import Resources
 from metasearch.search.space import load_space
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import description_of, load_study, study_names
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherMember, TeacherSource

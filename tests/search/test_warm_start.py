@@ -12,8 +12,9 @@ from metasearch.errors import InputError, NotFoundError
 from metasearch.search import samplers
 from metasearch.search.launch import Watcher, _Search
 from metasearch.search.prepare import Options, prepare_study
-from metasearch.search.runner import Resources, StopFlag
+from metasearch.search.runner import Resources
 from metasearch.search.space import load_space
+from metasearch.search.stopping import StopFlag
 from metasearch.search.store import description_of, load_study
 from metasearch.tasks import TaskSource, load_task
 from tests.fakes import finished_study

@@ -97,6 +97,8 @@ def test_values_outside_the_new_range_are_clipped_and_counted() -> None:
         (3.4, IntDistribution(0, 9), 3),
         (64, CategoricalDistribution((32, 64)), 64),
         (64.0, CategoricalDistribution((32, 64)), 64),
+        (50, CategoricalDistribution((32, 64, 8)), 64),
+        (48, CategoricalDistribution((32, 64)), 32),
         (True, CategoricalDistribution((1, True)), True),
         (1, CategoricalDistribution((True, 1)), 1),
         (None, CategoricalDistribution(("a", None)), None),
@@ -109,7 +111,7 @@ def test_a_number_stays_a_number_whatever_kind_it_was(value: Any, distribution: 
 @pytest.mark.parametrize(
     ("value", "distribution"),
     [
-        (48, CategoricalDistribution((32, 64))),
+        (48, CategoricalDistribution((32, "all"))),
         ("64", CategoricalDistribution((32, 64))),
         (1, CategoricalDistribution((True, False))),
         ("sgd", UNIT),

@@ -25,6 +25,7 @@ from metasearch.transfer.sampler import TransferSampler
 from tests.transfer.families import SPACE, best_after, loss, named_study, prior, suggested
 
 GOOD = [prior(task) for task in (1, 2, 3)]
+UNIT = FloatDistribution(0, 1)
 FEW: dict[str, BaseDistribution] = {
     "a": CategoricalDistribution(["p", "q", "r"]),
     "n": IntDistribution(1, 4),
@@ -283,32 +284,29 @@ def test_a_fixed_parameter_stays_fixed_and_the_rest_is_searched() -> None:
     assert study.best_value < 0.9  # 0.6 is the least with it
 
 
-def test_two_threads_share_a_sampler() -> None:
-    study = named_study(TransferSampler(GOOD[:1], seed=0), "loss")
-    study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=14, n_jobs=2)
+class Watched(TransferSampler):
+    """A sampler that knows how many threads were in it at once, at most; it takes its time, so that others come."""
+
+    inside = most = 0
+
+    def _proposals(
+        self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution], count: int
+    ) -> list[dict[str, Any]]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        time.sleep(0.01)
+        found = super()._proposals(study, trials, search_space, count)
+        self.inside -= 1
+        return found
+
+
+def test_threads_that_share_a_sampler_plan_one_after_the_other() -> None:
+    sampler = Watched(GOOD[:1], seed=0)
+    study = named_study(sampler, "loss")
+    study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=14, n_jobs=4)
+    assert sampler.most == 1
     assert distinct(study) == 14
     assert study.best_value < 1
-
-
-def test_a_plan_is_kept_while_another_trial_is_planned() -> None:
-    class Interrupted(TransferSampler):
-        """A sampler that is asked for another trial while it plans one, as by a second thread."""
-
-        inner: optuna.Trial | None = None
-
-        def _proposals(
-            self, study: Study, trials: Sequence[FrozenTrial], search_space: Mapping[str, BaseDistribution], count: int
-        ) -> list[dict[str, Any]]:
-            if self.inner is None:
-                self.inner = study.ask()
-                self.inner.suggest_categorical("act", ["relu", "gelu", "tanh"])
-            return super()._proposals(study, trials, search_space, count)
-
-    sampler = Interrupted(GOOD, seed=0)
-    study = named_study(sampler, "loss")
-    suggested(study.ask())
-    assert sampler.inner is not None
-    assert loss(suggested(sampler.inner), 0) < 0.5  # the rest of it follows the priors, too
 
 
 def test_two_studies_share_a_sampler() -> None:
@@ -334,6 +332,26 @@ def test_an_added_trial_with_a_choice_that_the_space_lacks_is_ignored(act: str |
     study.optimize(lambda trial: loss(suggested(trial), 0), n_trials=6)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     assert {trial.params["act"] for trial in study.trials[3:]} <= {"relu", "gelu", "tanh"}
+
+
+def test_an_added_trial_with_a_number_that_is_none_of_the_choices_is_ignored() -> None:
+    sizes, others = CategoricalDistribution([8, 16, 32]), CategoricalDistribution([12])
+    study = optuna.create_study(sampler=TransferSampler(seed=0))
+    study.add_trial(create_trial(params={"size": 8, "x": 0.5}, distributions={"size": sizes, "x": UNIT}, value=0.0))
+    study.add_trial(create_trial(params={"size": 12, "x": 0.5}, distributions={"size": others, "x": UNIT}, value=-1.0))
+    for _ in range(9):
+        trial = study.ask()
+        study.tell(trial, trial.suggest_categorical("size", [8, 16, 32]) * trial.suggest_float("x", 0, 1))
+    assert {trial.params["size"] for trial in study.trials[2:]} <= {8, 16, 32}
+
+
+def test_a_prior_that_tried_other_numbers_is_followed_to_the_nearest_choice() -> None:
+    tried, here = [10, 30, 60], [8, 16, 32, 64]
+    trials = tuple(PriorTrial({"x": x, "size": n}, {"loss": x + abs(n - 60)}) for n in tried for x in (0.1, 0.5, 0.9))
+    old = Prior("old", {"loss": "minimize"}, {"x": UNIT, "size": CategoricalDistribution(tried)}, trials)
+    for seed in range(3):
+        trial = named_study(TransferSampler([old], seed=seed), "loss").ask({"x": UNIT})
+        assert trial.suggest_categorical("size", here) == 64
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda sampler: pickle.loads(pickle.dumps(sampler))])

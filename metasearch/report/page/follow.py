@@ -15,6 +15,7 @@ from metasearch.report.page.report import Report, Tell, make_report
 from metasearch.report.rows import Wanted, read_rows
 from metasearch.report.standing import driver_of
 from metasearch.search.names import CONTROLS, LEASE
+from metasearch.search.patience import Patience
 
 SHARE = 0.2
 """Of the time that making the page may take from the searches it shows."""
@@ -34,30 +35,36 @@ def follow_page(
 
     An open page reloads itself every `every_s` seconds while a driver lives; the last one, and that which an interrupt
     leaves, does not. None: an interrupt came before the first. Raises NotFoundError for a study that is not there, or
-    that ends without a trial.
+    that ends without a trial, and StorageError for a storage that is away for longer than a restart takes.
     """
-    told: set[str] = set()
+    patience, told = Patience(tell=tell), set[str]()
 
     def tell_once(line: str) -> None:
         if line not in told:
             told.add(line)
             tell(line)
 
+    def look() -> tuple[bool, list[tuple[dict[str, Any], Counter[str]]]]:
+        # asked before the trials are read: what a driver does afterwards is on the next page
+        running = any(driver_of(study_head(database, name)) is not None for name in names)
+        return running, state_of(database, names)
+
+    def report() -> Report:
+        return patience.retried(lambda _: make_report(database, names, tell=tell_once))
+
     seen, last, page = None, None, False  # page: whether one is there that renews itself
     try:
         while True:
             started = time.monotonic()
-            # asked before the trials are read: what a driver does afterwards is on the next page
-            running = any(driver_of(study_head(database, name)) is not None for name in names)
-            state = state_of(database, names)
+            running, state = patience.retried(lambda _: look())
             without = [name for name, (_, counts) in zip(names, state[: len(names)], strict=True) if not counts]
             if not running:
-                last = make_report(database, names, tell=tell_once)
+                last = report()
                 break
             if without:
                 tell_once(f"study {without[0]}: no trial yet; the page comes with the first")
             elif state != seen:
-                last, seen = make_report(database, names, tell=tell_once), state
+                last, seen = report(), state
                 write_page(last, folder, renew_s=every_s)
                 page = True
             time.sleep(max(every_s, (time.monotonic() - started) / SHARE))

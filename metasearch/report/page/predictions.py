@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metasearch.errors import MetasearchError
+from metasearch.errors import MetasearchError, StorageError
 from metasearch.report.page.facts import Facts
 from metasearch.report.page.figure import Axis, Figure, Series, TextTable
 from metasearch.search.artefacts import fetch, joined, trial_folder
 
+ONNX_FILE = "model.onnx"
+"""metasearch.pipeline.ONNX_FILE, which is not imported here because it loads torch."""
 BATCH = 256
 MOST_WRONG = 24
 MOST_CLASSES = 50
@@ -49,15 +51,20 @@ class Predictions:
     wrong_count: int
 
 
-def predictions(facts: Facts, number: int) -> Predictions | str:
+def predictions(facts: Facts, number: int, *, artefacts: Mapping[str, str]) -> Predictions | str:
     """Return what a trial's ONNX file predicts of the test split, or why that is not known here.
 
     It is known where the trial's final runs are done, its file is there, and the task is prepared on this machine.
+    artefacts: SHA-256 of the trial's files, by name.
     """
     if not any(run["role"] == "final" and run["of"] == number for run in facts.controls):
         return "its final runs are not done, and until then nothing reads the test split"
     description = facts.head.description
-    file = fetch(joined(trial_folder(joined(description["artefacts"], facts.name), number), "model.onnx"))
+    folder = trial_folder(joined(description["artefacts"], facts.name), number)
+    try:
+        file = fetch(joined(folder, ONNX_FILE), artefacts[ONNX_FILE]) if ONNX_FILE in artefacts else None
+    except StorageError as error:
+        return f"its network is not to be had: {error}"
     if file is None:
         return "its network is not to be had from this machine"
     from metasearch.tasks import TaskSource, load_task

@@ -179,7 +179,7 @@ def _part(database: Database, facts: Facts, group: Sequence[Facts], *, alone: bo
     card = winner(database, facts)
     seen: Predictions | str = "nothing is feasible yet"
     if card is not None:
-        seen = predictions(facts, card.number)
+        seen = predictions(facts, card.number, artefacts=card.artefacts)
         if isinstance(seen, str):
             tell(f"study {facts.name}: what trial {card.number} gets wrong is not shown: {seen}")
     belief, tables, note = _transfer(database, facts, group, tell=tell)

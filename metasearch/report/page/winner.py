@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from metasearch.records import Config, TrialResult
-from metasearch.report.database import Database
+from metasearch.report.database import Database, trial_attributes
 from metasearch.report.page.facts import Facts
 from metasearch.report.page.figure import IN_TURN, Axis, Figure, Series, TextTable, words
 from metasearch.report.page.front import ROLES
@@ -23,7 +22,10 @@ STAGE_COLUMNS = ("val_accuracy", "parameters", "macs", "model_bytes")
 
 @dataclass(frozen=True)
 class Winner:
-    """number: of the trial. student: in a few words. yaml: its configuration as the readers of files take it."""
+    """number: of the trial. student: in a few words. yaml: its configuration as the readers of files take it.
+
+    artefacts: SHA-256 of its files, by name.
+    """
 
     number: int
     student: str
@@ -32,6 +34,7 @@ class Winner:
     curve: Figure | None
     stages: TextTable | None
     controls: TextTable | None
+    artefacts: Mapping[str, str] = field(default_factory=dict)
 
 
 def winner(database: Database, facts: Facts) -> Winner | None:
@@ -52,6 +55,7 @@ def winner(database: Database, facts: Facts) -> Winner | None:
         curve=curve_figure(facts, result) if result and result.curve else None,
         stages=stages_table(result) if result and result.stages else None,
         controls=controls_table(facts, number),
+        artefacts=result.artefacts if result else {},
     )
 
 
@@ -59,19 +63,8 @@ def whole_result(database: Database, facts: Facts, trial: int) -> TrialResult | 
     """Return a trial's result with its curve, which tables of trials leave out. trial: Optuna's id."""
     if not facts.head.description:
         return None
-    if database.known:
-        with database.snapshot() as select:
-            found = select(
-                "SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = :trial AND a.key = :key",
-                trial=trial,
-                key=RESULT,
-            )
-        text = json.loads(found[0][0]) if found else None
-    else:
-        from metasearch.search.store import open_storage
-
-        text = open_storage(database.url).get_trial(trial).user_attrs.get(RESULT)
-    return TrialResult.from_json(text) if text else None
+    found = trial_attributes(database, [trial], RESULT)
+    return TrialResult.from_json(found[0][2]) if found else None
 
 
 def configuration_yaml(config: Config, facts: Facts) -> str:

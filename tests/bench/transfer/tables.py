@@ -29,8 +29,8 @@ from metasearch.search.space import Space
 from metasearch.transfer.prior import Prior
 from metasearch.transfer.priors_file import read_priors
 from tests.bench.transfer.gower import Gower
+from tests.repository import SHARED
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 NAMES = ("fcnet", "nmt", "own")
 
 Array = NDArray[np.float64]
@@ -198,7 +198,7 @@ def pools_table(name: str, priors: Sequence[Prior], space: Space) -> Pools:
 
 def tables_folder() -> Path:
     """Return where the exhaustive tables lie, or would lie."""
-    return Path(os.environ.get("METASEARCH_TABLES") or REPOSITORY.parent / "shared" / "tables")
+    return Path(os.environ.get("METASEARCH_TABLES") or SHARED / "tables")
 
 
 @cache
