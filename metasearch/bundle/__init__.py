@@ -1,0 +1,1 @@
+"""Bundles: a trial's network as a folder that can be shipped, checked, run and served."""

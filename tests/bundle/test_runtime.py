@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metasearch.bundle.contents import PROGRAM, read_bundle
+from metasearch.bundle.runtime import open_bundle
+from metasearch.teachers.exported import open_exported
+from tests.bundle.stand_ins import write_stand_in
+from tests.synthetic import synthetic_task
+
+
+@pytest.mark.parametrize(
+    ("shape", "family", "int8"), [((1, 8, 8), "convnet", False), ((3, 8, 8), "mobilenet", True), ((6,), "mlp", False)]
+)
+def test_a_bundle_classifies_as_its_exported_program_does(
+    shape: tuple[int, ...], family: str, int8: bool, tmp_path: Path
+) -> None:
+    written = write_stand_in(tmp_path / "bundle", shape=shape, family=family, int8=int8)
+    opened = open_bundle(tmp_path / "bundle")
+    assert opened.bundle == written == read_bundle(tmp_path / "bundle")
+    inputs = synthetic_task(shape=shape).test.inputs
+    module = open_exported(written.path(PROGRAM), place="program", device=torch.device("cpu")).module
+    logits = module(inputs).detach().numpy()
+    np.testing.assert_allclose(opened.logits(inputs.numpy()), logits, atol=1e-4)
+    classified = opened.classify(inputs.numpy())
+    assert [name for name, _ in classified] == [written.class_names[i] for i in logits.argmax(axis=1)]
+    probabilities = torch.from_numpy(logits).softmax(dim=1).amax(dim=1).numpy()
+    np.testing.assert_allclose([probability for _, probability in classified], probabilities, atol=1e-4)
