@@ -32,9 +32,9 @@ def launch(
 ) -> pd.DataFrame:
     """Search the student for a task and return the final front, as `best` does.
 
-    task: as on the command line, or a TaskSource. gpus_per_trial: fractions share a device. storage: a URL. options: the other fields of
-    `metasearch.search.prepare.Options` (name, objectives, constraints, sampler, seed, device, ...), and teacher: as on
-    the command line, or a TeacherSource.
+    task: as on the command line, or a TaskSource. gpus_per_trial: fractions share a device. storage: a URL.
+    options: the other fields of `metasearch.search.prepare.Options` (name, objectives, constraints, sampler, seed,
+    device, ...), and teacher: as on the command line, or a TeacherSource.
     """
     from metasearch.report.queries import best as find_best
     from metasearch.search.launch import run_study
