@@ -86,7 +86,6 @@ def export(
             force=force,
             references=references,
             portable=executorch,
-            rebuilt=rebuild,
             tell=tell,
         )
     if as_json:
@@ -107,7 +106,7 @@ def _rebuilt(chosen: Chosen, task: Task, made: Path, tell: Callable[[str], None]
         tell(
             f"validation accuracy {now:.4f}, {before:.4f} in the search: another machine or version computes otherwise"
         )
-    return replace(chosen, result=result)
+    return replace(chosen, result=result, rebuilt=True)
 
 
 def _parity_line(bundle: Bundle) -> str:

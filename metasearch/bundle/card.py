@@ -13,14 +13,9 @@ import yaml
 
 from metasearch.bundle.choosing import Chosen
 from metasearch.configuration import Configuration
-from metasearch.report.tables import metric_text
+from metasearch.report.tables import RUNS, metric_text
 
-ROLES = {
-    "direct": "distilled directly at the nearest MACs",
-    "alone": "trained without the teacher",
-    "random": "started from random weights",
-}
-"""Of controls, as the report calls them."""
+UNCOMPRESSED = "same student, uncompressed"
 ROWS = {
     "val_accuracy": "accuracy, validation",
     "test_accuracy": "accuracy, test",
@@ -39,24 +34,23 @@ def model_card(
     chosen: Chosen,
     described: Mapping[str, Any],
     *,
-    references: Mapping[str, Mapping[str, float]],
+    uncompressed: Mapping[str, float],
     float_accuracy: float,
-    rebuilt: bool,
 ) -> str:
     """Return the card as Markdown.
 
-    described: the fields of the bundle's document. references: what is measured of each. float_accuracy: of the float
-    network on the validation data. rebuilt: whether the trial's pipeline was run again for it.
+    described: the fields of the bundle's document. uncompressed: what is measured of the same student
+    without compression, nothing where it was not trained. float_accuracy: of the float network on validation data.
     """
     c = Configuration.of(chosen.result.config)
     sections = [
         ("", [_about(chosen, described, c)]),
-        ("Results", [_results(chosen, references), _parity_text(described, float_accuracy)]),
+        ("Results", [_results(chosen, uncompressed), _parity_text(described, float_accuracy)]),
         ("Input", [_input_text(described)]),
         ("Use", [_use_text(described)]),
         ("Training", _training(chosen, c)),
         ("Controls", [_controls(chosen)]),
-        ("Limits", _limits(chosen, described, rebuilt=rebuilt)),
+        ("Limits", _limits(chosen, described)),
     ]
     parts = [_front_matter(described, c), f"# {described['name']}"]
     for heading, paragraphs in sections:
@@ -94,12 +88,10 @@ def _about(chosen: Chosen, described: Mapping[str, Any], c: Configuration) -> st
     )
 
 
-def _results(chosen: Chosen, references: Mapping[str, Mapping[str, float]]) -> str:
+def _results(chosen: Chosen, uncompressed: Mapping[str, float]) -> str:
     final = {name: value for name, value in chosen.final.items() if value is not None}
     own = {**chosen.result.metrics, **final}
-    columns = {"this network": own, "teacher": chosen.teacher.get("metrics", {})}
-    if "student" in references:
-        columns["same student, uncompressed"] = references["student"]
+    columns = {"this network": own, "teacher": chosen.teacher.get("metrics", {}), UNCOMPRESSED: uncompressed}
     columns = {heading: metrics for heading, metrics in columns.items() if metrics}
     rows = []
     for name, words in ROWS.items():
@@ -120,8 +112,8 @@ def _parity_text(described: Mapping[str, Any], float_accuracy: float) -> str:
     )
     if described["int8"]:
         text += (
-            f" It gives the class of the network in float32 for {p['float_agreement']:.2%}; that has an accuracy of "
-            f"{float_accuracy:.2%} there, int8 {p['val_accuracy']:.2%}."
+            f" It gives the class of the float32 network in `weights.safetensors` for {p['float_agreement']:.2%}; that "
+            f"has an accuracy of {float_accuracy:.2%} there, int8 {p['val_accuracy']:.2%}."
         )
     return text
 
@@ -134,9 +126,9 @@ def _input_text(described: Mapping[str, Any]) -> str:
     kind = "grey" if pre["mode"] == "L" else "RGB"
     width, height = pre["size"]
     return (
-        f"`input`: (batch, {shape[0]}, {height}, {width}) uint8, {kind}; `logits`: (batch, classes). `predict.py` makes "
-        f"image files so: {kind}, transparent pixels laid over {pre['transparent']}, resized to {width} x {height} "
-        f"({pre['resample']}, antialiased). {inside}"
+        f"`input`: (batch, {shape[0]}, {height}, {width}) uint8, {kind}; `logits`: (batch, classes). `predict.py` "
+        f"makes image files so: {kind}, transparent pixels laid over {pre['transparent']}, resized to {width} x "
+        f"{height} ({pre['resample']}, antialiased). {inside}"
     )
 
 
@@ -178,7 +170,7 @@ def _training(chosen: Chosen, c: Configuration) -> list[str]:
 
 def _controls(chosen: Chosen) -> str:
     rows = []
-    for role, words in ROLES.items():
+    for role, words in list(RUNS.items())[1:]:  # the first is the network itself
         runs = [run for run in chosen.controls if run["role"] == role]
         if runs:
             means = [_mean(runs, name) for name in ("test_accuracy", "macs", "model_bytes")]
@@ -188,11 +180,11 @@ def _controls(chosen: Chosen) -> str:
     return _table(["run", "seeds", "accuracy, test", "MACs", "bytes"], rows)
 
 
-def _limits(chosen: Chosen, described: Mapping[str, Any], *, rebuilt: bool) -> list[str]:
+def _limits(chosen: Chosen, described: Mapping[str, Any]) -> list[str]:
     lines = ["It knows the classes above only: whatever it is shown becomes one of them."]
     if "test_accuracy" not in chosen.final:
-        lines.append("It was chosen by its validation accuracy, which therefore flatters it; no test split was read.")
-    if rebuilt:
+        lines.append("It was chosen on the validation data, which therefore flatter it; the test split was not read.")
+    if chosen.rebuilt:
         lines.append(
             "The search's own files were gone: its pipeline was run again with the same configuration and seed, and "
             "what is said here is of that run."

@@ -30,7 +30,8 @@ class Chosen:
     """A trial to be exported.
 
     why: it was chosen. final: what its final runs found, nothing where there were none. controls: a mapping a final run
-    or control of it: role, seed and metrics. teacher: its spec and metrics, as far as the study has them.
+    or control of it: role, seed and metrics. teacher: its spec and metrics, as far as the study has them. rebuilt:
+    whether its pipeline was run again, whose result it is then.
     """
 
     study: str
@@ -41,6 +42,7 @@ class Chosen:
     final: Mapping[str, float | None] = field(default_factory=dict)
     controls: Sequence[Mapping[str, Any]] = ()
     teacher: Mapping[str, Any] = field(default_factory=dict)
+    rebuilt: bool = False
 
     @property
     def name(self) -> str:

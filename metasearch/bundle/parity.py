@@ -59,10 +59,10 @@ class Parity:
     def breach(self, *, int8: bool) -> str | None:
         """Return the rule that is broken, with what was found, in a few words; None where the networks are the same."""
         if int8 and not self.top1_agreement >= self.tolerance:
-            return f"must give {self.tolerance:.1%} of {self.images} inputs the class, got {self.top1_agreement:.4%}"
+            return f"must give its class to {self.tolerance:.1%} of {self.images} inputs, got {self.top1_agreement:.2%}"
         if not int8 and not self.largest_difference <= self.tolerance:  # NaN is no agreement either
             return (
-                f"must give the logits of {self.images} inputs to {self.tolerance:g}, got {self.largest_difference:.3g}"
+                f"must give its logits of {self.images} inputs to {self.tolerance:g}, got {self.largest_difference:.3g}"
             )
         return None
 
@@ -70,14 +70,14 @@ class Parity:
 def measured_parity(
     deployed: Tensor, reference: Tensor, labels: Tensor, *, int8: bool, in_float: Tensor | None = None
 ) -> Parity:
-    """Return how near the deployed logits (N, K) are to the reference's. in_float: logits of the float network."""
+    """Return how near the deployed logits (N, K) are to the reference's. in_float: the float network's, for int8."""
     return Parity(
         images=len(labels),
         val_accuracy=accuracy(deployed, labels),
         top1_agreement=agreement(deployed, reference),
         largest_difference=float((deployed - reference).abs().max()),
         tolerance=INT8_AGREEMENT if int8 else FLOAT_TOLERANCE,
-        float_agreement=None if in_float is None else agreement(deployed, in_float),
+        float_agreement=agreement(deployed, in_float) if int8 and in_float is not None else None,
     )
 
 
@@ -108,7 +108,7 @@ def require_parity(
 ) -> Parity:
     """Return how near an ONNX file is to the network that it was written from.
 
-    place: how an error names the file. in_float: logits of the float network, for an int8 one.
+    place: how an error names the file. in_float: logits of the float network, which an int8 one is compared with, too.
     Raises InputError, which names the first layer where they part, beyond the tolerance.
     """
     deployed, reference = onnx_logits(model, inputs), predict(network, inputs)

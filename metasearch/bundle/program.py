@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,21 @@ from metasearch.run import Deployed
 from metasearch.teachers.exported import open_exported
 
 
-class _Called(nn.Module):
-    """A lowered or quantized network as a module, which torch.export asks for."""
+class Network(Protocol):
+    """What becomes a program."""
 
-    def __init__(self, network: Deployed) -> None:
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) or (F,), of one input."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, K), float32, of inputs at rest."""
+
+
+class _Called(nn.Module):
+    """A network as a module, which torch.export asks for."""
+
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
@@ -30,7 +42,7 @@ class _Called(nn.Module):
         return self.network(input)
 
 
-def exported_program(network: Deployed, *, batch: int | None = None) -> torch.export.ExportedProgram:
+def exported_program(network: Network, *, batch: int | None = None) -> torch.export.ExportedProgram:
     """Return the network as torch.export sees it, without source lines and paths. batch: None for any."""
     module = FromRest(network).eval() if isinstance(network, ModuleNetwork) else _Called(network)
     dtype = torch.uint8 if len(network.input_shape) == 3 else torch.float32

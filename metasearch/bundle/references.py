@@ -20,16 +20,13 @@ from metasearch.teachers import TeacherSource
 from metasearch.teachers.opening import normalisation_for, open_teacher
 
 
-def write_references(
-    folder: Path, chosen: Chosen, task: Task, *, tell: Callable[[str], None]
-) -> dict[str, Mapping[str, float]]:
-    """Write the teacher and the uncompressed student into a bundle's folder; return what is measured of each.
+def write_references(folder: Path, chosen: Chosen, task: Task, *, tell: Callable[[str], None]) -> Mapping[str, float]:
+    """Write the teacher and the uncompressed student into a bundle's folder; return what is measured of the student.
 
     The student is trained again, as the trial was but neither pruned nor quantized; so is a teacher of ours that the
     cache has lost. tell: hears of either, and why a teacher that is no single network is left out. Raises InputError
     where a file is not the network that it was written from.
     """
-    measured: dict[str, Mapping[str, float]] = {}
     (folder / "references").mkdir()
     source = TeacherSource.of(chosen.description.teacher)
     if len(source.members) > 1 or source.members[0].is_file:
@@ -37,13 +34,12 @@ def write_references(
     else:
         tell(f"teacher {source}")
         _write_teacher(folder / REFERENCES["teacher"], source, chosen, task)
-        measured["teacher"] = chosen.teacher.get("metrics", {})
     config = uncompressed(chosen.result.config)
     tell(f"the student without compression, width {config['student.width']}: is trained")
     with tempfile.TemporaryDirectory(prefix="metasearch-reference-") as made:
         result = run_again(chosen.description, task, config, seed=chosen.result.seed, save_to=Path(made))
         shutil.copyfile(Path(made) / ONNX_FILE, folder / REFERENCES["student"])
-    return measured | {"student": result.metrics}
+    return result.metrics
 
 
 def _write_teacher(path: Path, source: TeacherSource, chosen: Chosen, task: Task) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from metasearch.bundle import predict as script
 from metasearch.bundle.card import model_card
 from metasearch.bundle.choosing import REBUILD, Chosen
@@ -21,6 +23,7 @@ from metasearch.bundle.contents import (
     PORTABLE,
     PROGRAM,
     SCRIPT,
+    TASK_OPTIONS,
     WEIGHTS,
     Bundle,
     preprocessing_of,
@@ -44,9 +47,6 @@ from metasearch.stages import calibration_inputs
 from metasearch.tasks import Task
 from metasearch.teachers import TeacherSource
 
-TASK_OPTIONS = ("max_train", "image_size", "seed", "skip_corrupt", "augment", "unlabelled")
-"""The fields of a TaskSource, beside its text, that shape the data."""
-
 
 def write_bundle(
     chosen: Chosen,
@@ -58,16 +58,15 @@ def write_bundle(
     force: bool = False,
     references: bool = False,
     portable: bool = False,
-    rebuilt: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Write a trial as a bundle and return it as it reads; `target` holds the whole of it or what it held before.
 
     files: of the trial, by the names that the pipeline gives them. licence: of the data. force: whether a bundle that
     is there is replaced. references: whether to add the teacher and the uncompressed student; portable: the network for
-    ExecuTorch. rebuilt: whether the trial's pipeline was run again. tell: hears what takes long, in a line.
-    Raises InputError for a target that is there, a file that is not the network that was trained, or a task with other
-    data; OSError where nothing can be written.
+    ExecuTorch. tell: hears what takes long, in a line.
+    Raises InputError for a target that is there or cannot be written, a file that is not the network that was trained,
+    or a task with other data.
     """
     if task.fingerprint != chosen.description.fingerprint:
         place = f"task {chosen.description.task['text']}"
@@ -85,10 +84,10 @@ def write_bundle(
             tell("ExecuTorch's program")
             write_portable(network, folder / PORTABLE)
             _require_same(portable_logits(folder / PORTABLE), network, task, place=f"{PORTABLE} of {chosen.place}")
-        measured = write_references(folder, chosen, task, tell=tell) if references else {}
+        uncompressed = write_references(folder, chosen, task, tell=tell) if references else {}
         described = _described(chosen, folder, network, task, parity, licence)
         float_accuracy = accuracy(float_logits, task.validation.labels)
-        card = model_card(chosen, described, references=measured, float_accuracy=float_accuracy, rebuilt=rebuilt)
+        card = model_card(chosen, described, uncompressed=uncompressed, float_accuracy=float_accuracy)
         (folder / CARD).write_text(card, encoding="utf-8")
         shutil.copyfile(str(script.__file__), folder / SCRIPT)
         write_document(folder, **described)
@@ -112,10 +111,10 @@ def check_target(target: Path, *, force: bool) -> None:
 def trained_network(
     chosen: Chosen, files: Mapping[str, Path], task: Task
 ) -> tuple[Deployed, LoweredNetwork | ModuleNetwork]:
-    """Return the network that the trial deployed, made again from its float weights, and the float network itself.
+    """Return the network that the trial deployed, made again from its float weights, and the float network of these.
 
     int8 is made as the pipeline makes it, from the same calibration inputs; after quantization-aware fine-tuning from
-    the tuned weights, which are then the float network's.
+    the tuned weights, which the float network has not.
     """
     config = chosen.result.config
     model = load_weights(files[WEIGHTS_FILE], family=config.get("student.family"))
@@ -123,18 +122,17 @@ def trained_network(
     if config.get("quantize", "int8") == "none":
         return network, network
     lowered = require_int8(network)
-    if TUNED_FILE in files:
+    if chosen.result.details.get("quantization_aware"):
         try:
             lowered = lowered.with_float_tensors(read_tensors(files[TUNED_FILE])[1])
         except ValueError as error:
             raise InputError(f"{TUNED_FILE} of {chosen.place}", str(error)) from error
-    return quantize(lowered, calibration_inputs(task)), lowered
+    return quantize(lowered, calibration_inputs(task)), network
 
 
-def _model_parity(chosen: Chosen, network: Deployed, model: Path, task: Task, *, in_float: Any) -> Parity:
+def _model_parity(chosen: Chosen, network: Deployed, model: Path, task: Task, *, in_float: Tensor) -> Parity:
     """Return the parity of the ONNX file. Raises InputError if it is another network, or not as good as recorded."""
     place, validation = f"{MODEL} of {chosen.place}", task.validation
-    in_float = in_float if isinstance(network, QuantizedNetwork) else None
     parity = require_parity(network, model, validation.inputs, validation.labels, place=place, in_float=in_float)
     recorded = chosen.result.metrics["val_accuracy"]
     if abs(parity.val_accuracy - recorded) > 1.001 / parity.images:  # another CPU or a GPU may tip one image
@@ -143,7 +141,7 @@ def _model_parity(chosen: Chosen, network: Deployed, model: Path, task: Task, *,
     return parity
 
 
-def _require_same(run: Callable[[Any], Any], network: Deployed, task: Task, *, place: str) -> None:
+def _require_same(run: Callable[[Tensor], Tensor], network: Deployed, task: Task, *, place: str) -> None:
     """Raise InputError unless another form of the network gives its logits on the validation data."""
     inputs, labels = task.validation.inputs, task.validation.labels
     int8 = isinstance(network, QuantizedNetwork)
@@ -202,12 +200,13 @@ def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 @contextmanager
 def _made_beside(target: Path) -> Iterator[Path]:
-    """Give a hidden folder beside the target, and remove what is left of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Give a hidden folder beside the target, and remove what is left of it. Raises InputError for an OSError."""
     folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
-    folder.mkdir()
     try:
+        folder.mkdir(parents=True)
         yield folder
+    except OSError as error:
+        raise InputError("--to", f"cannot be written: {error}", str(target)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

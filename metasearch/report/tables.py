@@ -25,6 +25,14 @@ HEADINGS = {
     "train_seconds": "train s",
 }
 
+RUNS = {
+    "final": "as found, mean of seeds",
+    "direct": "distilled directly at the nearest MACs",
+    "alone": "trained without the teacher",
+    "random": "started from random weights",
+}
+"""What each run of a companion is, by its role; all but the first are controls."""
+
 SHOWN = ("val_accuracy", "test_accuracy", "parameters", "macs", "model_bytes", "latency_ms")
 """The metrics that a terminal has room for."""
 
@@ -126,19 +134,13 @@ def front_table(frame: pd.DataFrame, *, title: str = "") -> Table:
 
 def controls_table(controls: pd.DataFrame) -> Table:
     """Return the table that sets each final student beside its controls, as `controls_frame` gives them."""
-    names = {
-        "final": "as found, mean of seeds",
-        "direct": "distilled directly at the nearest MACs",
-        "alone": "trained without the teacher",
-        "random": "started from random weights",
-    }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="controls, on the test split", title_justify="left")
     for heading, justify in (("trial", "right"), ("run", "left"), ("seeds", "right"), ("test acc", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich's literal
     for heading in ("MACs", "bytes"):
         table.add_column(heading, justify="right")
     for of, group in controls.groupby("of", sort=True):
-        for role, text in names.items():
+        for role, text in RUNS.items():
             runs = group[group["role"] == role]
             if runs.empty:
                 continue
