@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metasearch.bundle.contents import Bundle
+from metasearch.bundle.contents import PROGRAM, SCRIPT, Bundle
 from metasearch.bundle.predict import read_image, softmax
 from metasearch.bundle.runtime import open_bundle
 from tests.bundle.forged import forge
@@ -131,7 +131,7 @@ def test_neither_predict_py_nor_the_program_is_ever_run_and_no_torch_is_loaded(
 ) -> None:
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "armed"))
     trap = f"open({str(tmp_path / 'sprung')!r}, 'w')\n".encode()
-    forge(folder, predict__py=trap, model__pt2=b"\x80\x04cposix\nsystem\n(Vtouch sprung\ntR.")
+    forge(folder, {SCRIPT: trap, PROGRAM: b"\x80\x04cposix\nsystem\n(Vtouch sprung\ntR."})
     program = """
 import sys
 from metasearch.cli import main

@@ -65,24 +65,25 @@ def changed_model(folder: Path) -> bytes:
     tensor = next(t for t in model.graph.initializer if t.name.endswith(".bias"))
     numbers = numpy_helper.to_array(tensor) + 0.01
     tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def test_a_changed_weight_is_noticed_by_the_other_form_of_the_network(stand_in: Path) -> None:
-    forge(stand_in, model__onnx=changed_model(stand_in))
+    forge(stand_in, {MODEL: changed_model(stand_in)})
     assert "is not the network of model.onnx" in failures(stand_in)["program"]
 
 
 def test_a_tolerance_in_bundle_json_allows_nothing(stand_in: Path) -> None:
     document = document_of(stand_in)
     document["parity"]["tolerance"] = 1e9
-    forge(stand_in, document, model__onnx=changed_model(stand_in))
+    forge(stand_in, {MODEL: changed_model(stand_in)}, document=document)
     assert failures(stand_in).keys() == {"program"}
 
 
 def test_a_predict_py_that_is_not_the_package_s_own_is_refused_and_not_run(stand_in: Path, tmp_path: Path) -> None:
     trap = f"import os; os.mkdir({str(tmp_path / 'sprung')!r})\n".encode()
-    forge(stand_in, predict__py=(stand_in / SCRIPT).read_bytes() + trap)
+    forge(stand_in, {SCRIPT: (stand_in / SCRIPT).read_bytes() + trap})
     found = failures(stand_in)
     assert found.keys() == {"script"}
     assert "predict.py: must be that of this metasearch: it is code, read it before you run it" in found["script"]
@@ -130,7 +131,7 @@ def test_a_program_with_pickled_weights_is_refused_and_not_unpickled(stand_in: P
         entry["use_pickle"] = True
         records[name] = json.dumps(config).encode()
 
-    forge(stand_in, model__pt2=archive_with(stand_in, arm))
+    forge(stand_in, {PROGRAM: archive_with(stand_in, arm)})
     assert "holds pickled objects, which are never loaded: they can run code" in failures(stand_in)["program"]
     assert not (tmp_path / "sprung").exists()
 
@@ -138,9 +139,9 @@ def test_a_program_with_pickled_weights_is_refused_and_not_unpickled(stand_in: P
 def test_a_pickle_in_place_of_a_program_or_of_weights_is_refused(stand_in: Path, tmp_path: Path) -> None:
     for name, check in ((PROGRAM, "program"), (WEIGHTS, "weights")):
         before = (stand_in / name).read_bytes()
-        forge(stand_in, **{name.replace(".", "__"): pickled(tmp_path / "sprung")})
+        forge(stand_in, {name: pickled(tmp_path / "sprung")})
         assert failures(stand_in).keys() == {check}
-        forge(stand_in, **{name.replace(".", "__"): before})
+        forge(stand_in, {name: before})
     assert not (tmp_path / "sprung").exists()
 
 
@@ -151,7 +152,7 @@ def test_a_program_that_names_an_operator_of_its_own_is_refused(stand_in: Path) 
         assert content != records[name]
         records[name] = content
 
-    forge(stand_in, model__pt2=archive_with(stand_in, arm))
+    forge(stand_in, {PROGRAM: archive_with(stand_in, arm)})
     assert "may run code" in failures(stand_in)["program"]
 
 
@@ -159,7 +160,7 @@ def test_a_program_that_is_a_bomb_is_refused(stand_in: Path) -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model/models/model.json", b"0" * 2**26)
-    forge(stand_in, model__pt2=stream.getvalue())
+    forge(stand_in, {PROGRAM: stream.getvalue()})
     assert "must not be larger than its file" in failures(stand_in)["program"]
 
 
@@ -167,7 +168,7 @@ def test_a_program_nested_without_end_is_refused(stand_in: Path) -> None:
     def nest(records: dict[str, bytes]) -> None:
         records[key_of(records, "models/model.json")] = b"[" * 200_000
 
-    forge(stand_in, model__pt2=archive_with(stand_in, nest))
+    forge(stand_in, {PROGRAM: archive_with(stand_in, nest)})
     assert "cannot be opened as a program of torch.export" in failures(stand_in)["program"]
 
 
@@ -188,7 +189,7 @@ def test_the_program_of_another_network_is_refused(classes: int, rule: str, stan
     example = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     batch = ({0: torch.export.Dim("batch")},)
     torch.export.save(torch.export.export(Another(classes), (example,), dynamic_shapes=batch), stream)
-    forge(stand_in, model__pt2=stream.getvalue())
+    forge(stand_in, {PROGRAM: stream.getvalue()})
     found = failures(stand_in)
     assert found.keys() == {"program"}
     assert rule.replace(".256, 3.", "(256, 3)") in found["program"]
@@ -197,7 +198,7 @@ def test_the_program_of_another_network_is_refused(classes: int, rule: str, stan
 def test_a_program_of_one_batch_size_is_refused(stand_in: Path) -> None:
     stream = io.BytesIO()
     torch.export.save(torch.export.export(Another(3), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)), stream)
-    forge(stand_in, model__pt2=stream.getvalue())
+    forge(stand_in, {PROGRAM: stream.getvalue()})
     assert "cannot be run by torch" in failures(stand_in)["program"]
 
 
@@ -205,7 +206,8 @@ def redescribed(folder: Path, changes: dict[str, Any]) -> bytes:
     """Return the bundle's weights with another description of their network."""
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         described = json.loads(file.metadata()["network"])
-    return save(load_file(folder / WEIGHTS), metadata={"network": json.dumps(described | changes)})
+    content: bytes = save(load_file(folder / WEIGHTS), metadata={"network": json.dumps(described | changes)})
+    return content
 
 
 def safetensors_with(header: bytes, size: int | None = None) -> bytes:
@@ -228,7 +230,7 @@ def safetensors_with(header: bytes, size: int | None = None) -> bytes:
     ],
 )
 def test_weights_that_are_none_are_refused(content: bytes, stand_in: Path) -> None:
-    forge(stand_in, weights__safetensors=content)
+    forge(stand_in, {WEIGHTS: content})
     found = failures(stand_in)
     assert found.keys() == {"weights"}
     assert WEIGHTS in found["weights"]
@@ -252,7 +254,7 @@ def test_weights_that_are_none_are_refused(content: bytes, stand_in: Path) -> No
     ],
 )
 def test_weights_of_another_network_are_refused(changes: dict[str, Any], rule: str, stand_in: Path) -> None:
-    forge(stand_in, weights__safetensors=redescribed(stand_in, changes))
+    forge(stand_in, {WEIGHTS: redescribed(stand_in, changes)})
     found = failures(stand_in)
     assert found.keys() == {"weights"}
     assert rule in found["weights"]
@@ -260,7 +262,7 @@ def test_weights_of_another_network_are_refused(changes: dict[str, Any], rule: s
 
 def test_weights_of_a_family_that_is_code_are_described_and_not_built(stand_in: Path) -> None:
     spec = {"spec": "antigravity.nothing:build:width=8,depth=1"}
-    forge(stand_in, weights__safetensors=redescribed(stand_in, spec))
+    forge(stand_in, {WEIGHTS: redescribed(stand_in, spec)})
     _, findings = verify_bundle(stand_in)
     (weights,) = [finding for finding in findings if finding.check == "weights"]
     assert weights.holds
@@ -284,7 +286,7 @@ def forged_copy(folder: Path, target: Path, change: Callable[[dict[str, Any]], N
     shutil.copytree(folder, target)
     document = document_of(target)
     change(document)
-    forge(target, document)
+    forge(target, document=document)
     return target
 
 
