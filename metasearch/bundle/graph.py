@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -171,12 +171,13 @@ class _Shapes:
         graph, left = self.model.graph, []
         for node in graph.node:
             if node.op_type == "Shape" and node.input[0] in self.known:
-                shape = np.array(self.known[node.input[0]], np.int64)
-                bounds = {attribute.name: attribute.i for attribute in node.attribute}
-                result = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
+                shape = self.known[node.input[0]]
+                ends: dict[str, int] = {attribute.name: attribute.i for attribute in node.attribute}
+                result = np.array(shape[ends.get("start", 0) : ends.get("end", len(shape))], np.int64)
             elif self._is_foldable(node):
                 given = {name: self.numbers[name] for name in node.input if name}
-                result = np.asarray(ReferenceEvaluator(node, opsets=opsets).run(None, given)[0])
+                made: Any = ReferenceEvaluator(node, opsets=opsets).run(None, given)
+                result = np.asarray(made[0])
             else:
                 left.append(node)
                 continue

@@ -90,7 +90,12 @@ def _check_weights(bundle: Bundle) -> str:
         return f"of a network of {spec}, a family of the user's own, which is not built here"
     POLICIES["student.width"].check(spec.width, f"{place}: width")  # before it takes memory
     PARAMETERS["student.depth"].check(spec.depth, f"{place}: depth")
-    load_weights(path)
+    try:
+        load_weights(path)
+    except MetasearchError:
+        raise
+    except Exception as error:  # whatever a stranger's sizes make torch raise
+        raise InputError(place, f"cannot be loaded ({first_line(error)})") from error
     return f"of a network of {spec}"
 
 

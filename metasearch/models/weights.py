@@ -151,7 +151,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             noted = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:  # the last: brackets without end
         raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
     return noted, tensors
 
@@ -170,7 +170,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _with_channels(model: nn.Module, present: Any, path: Path) -> nn.Module:
     """Return the network cut to the present number of channels of each group."""
     built = [group.size for group in channel_groups(model)]
-    if len(built) != len(present) or not all(1 <= p <= b for p, b in zip(present, built, strict=True)):
+    numbers = isinstance(present, list) and all(map(_is_number, present)) and len(built) == len(present)
+    if not numbers or not all(1 <= p <= b for p, b in zip(present, built, strict=True)):
         raise InputError(str(path), f"channels must be at least 1 and at most {built}", present)
     return keep_channels(model, [torch.arange(size) for size in present])
 

@@ -122,6 +122,8 @@ def _refuse_training_mode(program: torch.export.ExportedProgram, place: str) -> 
 def _checked_archive(path: Path, place: str) -> io.BytesIO:
     """Return an archive of the same program, made of the parts that passed. Raises InputError if one did not."""
     with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:  # torch compresses nothing
+            raise InputError(place, "must not be larger than its file once it is unpacked")
         records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
     if PROGRAM not in records:
         raise InputError(place, "must be written by torch.export.save of torch 2.8 or later", sorted(records)[:3])

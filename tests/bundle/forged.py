@@ -35,14 +35,11 @@ def document_of(folder: Path) -> dict[str, Any]:
     return document
 
 
-def forge(folder: Path, document: Mapping[str, Any] | None = None, **files: bytes) -> None:
-    """Write a bundle's files anew, and a bundle.json (or its own) whose hashes and digest fit them.
-
-    files: content by name, with a dot spelled as two underscores.
-    """
+def forge(folder: Path, files: Mapping[str, bytes] | None = None, *, document: Mapping[str, Any] | None = None) -> None:
+    """Write files of a bundle anew, and a bundle.json (by default its own) whose hashes and digest fit them."""
+    for name, content in (files or {}).items():
+        (folder / name).write_bytes(content)
     changed = dict(document_of(folder) if document is None else document)
-    for name, content in files.items():
-        (folder / name.replace("__", ".")).write_bytes(content)
     if isinstance(changed.get("files"), dict):
         known = [name for name in changed["files"] if (folder / name).is_file()]
         changed["files"] |= {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in known}

@@ -182,14 +182,14 @@ def test_a_name_outside_the_folder_is_refused(name: str, bundle: Path) -> None:
     (bundle.parent / "outside").write_bytes(b"")
     document = document_of(bundle)
     document["files"][name] = "0" * 64
-    forge(bundle, document)
+    forge(bundle, document=document)
     assert re.search(r"files: (must name|a name: must be a text)", refusal(bundle))
 
 
 def test_another_file_than_a_bundle_s_is_refused_even_where_it_is_named(bundle: Path) -> None:
     document = document_of(bundle)
     document["files"]["hook.py"] = "0" * 64
-    forge(bundle, document, hook__py=b"")
+    forge(bundle, {"hook.py": b""}, document=document)
     assert "files: must name model.onnx, " in refusal(bundle)
 
 
@@ -198,7 +198,7 @@ def test_a_bundle_without_one_of_its_files_is_refused_even_where_it_is_not_named
     document = document_of(bundle)
     del document["files"][name]
     (bundle / name).unlink()
-    forge(bundle, document)
+    forge(bundle, document=document)
     assert f"files: lacks {name}" in refusal(bundle)
 
 
@@ -258,10 +258,11 @@ def test_a_changed_field_is_noticed_by_the_digest(bundle: Path) -> None:
 @pytest.mark.parametrize("name", sorted(FIELDS.keys() - {"digest"}))
 def test_every_field_must_be_there_and_of_its_type(name: str, bundle: Path) -> None:
     document = document_of(bundle)
-    forge(bundle, {key: value for key, value in document.items() if key != name})
+    forge(bundle, document={key: value for key, value in document.items() if key != name})
     assert f"{name}: must be" in refusal(bundle)
-    for wrong in (None, -1, "\x1b[31m", [[]], {"": []}, 1.5, [None, None], {"\x00": 1}):
-        forge(bundle, document | {name: wrong})
+    wrongs: tuple[object, ...] = (None, -1, "\x1b[31m", [[]], {"": []}, 1.5, [None, None], {"\x00": 1})
+    for wrong in wrongs:
+        forge(bundle, document=document | {name: wrong})
         assert re.search(rf"{name}\S*: (must|a name: must|lacks)|{name} must", refusal(bundle))
 
 
@@ -305,7 +306,7 @@ def set_at(document: Document, path: str, value: object) -> Document:
     ],
 )
 def test_a_field_that_breaks_its_rule_is_named(path: str, value: object, rule: str, bundle: Path) -> None:
-    forge(bundle, set_at(document_of(bundle), path, value))
+    forge(bundle, document=set_at(document_of(bundle), path, value))
     assert re.search(rule, refusal(bundle))
 
 
@@ -319,5 +320,5 @@ def test_a_document_with_a_number_that_is_none_is_not_written(bundle: Path) -> N
 
 def test_hashes_made_anew_read_well_for_they_do_not_prove_who_made_them(bundle: Path) -> None:
     known = read_bundle(bundle).digest
-    forge(bundle, model__onnx=b"another network")
+    forge(bundle, {MODEL: b"another network"})
     assert read_bundle(bundle).digest != known

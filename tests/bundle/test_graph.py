@@ -328,14 +328,14 @@ SPOILT: dict[Callable[[], ModelProto], str] = {
 
 
 def test_the_graph_that_the_others_spoil_is_opened(stand_in: Path) -> None:
-    forge(stand_in, model__onnx=harmless().SerializeToString())
+    forge(stand_in, {MODEL: harmless().SerializeToString()})
     images = np.full((5, 1, 8, 8), 3, np.uint8)
     np.testing.assert_allclose(open_bundle(stand_in).logits(images), np.full((5, 3), 3.0))
 
 
 @pytest.mark.parametrize("make", SPOILT, ids=lambda make: make.__name__)
 def test_a_spoilt_graph_is_refused_before_it_is_opened(make: Callable[[], ModelProto], stand_in: Path) -> None:
-    forge(stand_in, model__onnx=make().SerializeToString())
+    forge(stand_in, {MODEL: make().SerializeToString()})
     with pytest.raises(InputError, match=re.escape(MODEL)) as refused:
         check_model(read_bundle(stand_in))
     assert re.search(SPOILT[make], str(refused.value))
@@ -345,7 +345,7 @@ def test_a_spoilt_graph_is_refused_before_it_is_opened(make: Callable[[], ModelP
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04\x95pickled", b"GGUF", b"\x0a" * 10_000, b"PK\x03\x04"])
 def test_what_is_no_onnx_file_is_refused(content: bytes, stand_in: Path) -> None:
-    forge(stand_in, model__onnx=content)
+    forge(stand_in, {MODEL: content})
     with pytest.raises(InputError, match=r"model\.onnx: (is no ONNX file|must be of opset)"):
         open_bundle(stand_in)
 
@@ -358,7 +358,7 @@ def test_random_damage_with_fitting_hashes_is_refused_or_still_a_network(
     changed = bytearray((pristine / MODEL).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    forge(stand_in, model__onnx=bytes(changed))
+    forge(stand_in, {MODEL: bytes(changed)})
     try:
         logits = open_bundle(stand_in).logits(np.zeros((3, 1, 8, 8), np.uint8))
     except MetasearchError:
