@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from metasearch.completion import complete_space
+from metasearch.bench_command import bench
+from metasearch.completion import complete_space, complete_study
 from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
@@ -80,6 +81,7 @@ app.command()(watch)
 app.command()(logs)
 app.command()(dashboard)
 app.command()(doctor)
+app.command()(bench)
 
 
 @app.command()
@@ -104,6 +106,14 @@ def launch(
     start: StartFlags,
     meta_family: MetaFamily = None,
     earlier: EarlierFlags,
+    latency_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STUDY[:DEVICE]",
+            help="Predict latency_ms from what `metasearch bench --into STUDY` brought back.",
+            autocompletion=complete_study,
+        ),
+    ] = None,
     early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False,
     seed: Seed = 0,
     task: TaskFlags,
@@ -163,6 +173,7 @@ def launch(
         meta=files,
         joint=start.joint(source),
         decided=earlier.decided(),
+        latency_from=latency_from,
         **allowed,
     )
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)

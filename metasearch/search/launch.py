@@ -20,6 +20,7 @@ from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import check_writable, fetch, joined
+from metasearch.search.benchmarks import latency_of
 from metasearch.search.controls import choose, companion, propose_control
 from metasearch.search.differences import version_differences
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
@@ -179,6 +180,7 @@ class _Search:
             joint=None if d.source is None else TaskSource(**d.source),
             gpu_memory=memory_share(self.resources.gpus),
             versions={} if self.resources.address is None else versions_here(),
+            latency_model=None if (known := latency_of(d)) is None else known.model,
         )
         timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s else None
         if timer is not None:

@@ -1,8 +1,9 @@
 """What a study's attributes are called and hold, stated here and nowhere else, and where its storage is.
 
 Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.py`), `stop` (a request to stop),
-`prior` (of a study that only holds an imported prior, see `imported.py`), `teacher` (its spec and metrics), and of a
-companion `latency` (the serial measurements).
+`prior` (of a study that only holds an imported prior, see `imported.py`), `teacher` (its spec and metrics),
+`bench DEVICE` (what `bench --into` brought back from a device, see `benchmarks.py`), and of a companion `latency` (the
+serial measurements).
 Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
 `curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while a driver
 that stopped in good order has left it to the next one), `role` of a companion's run.
@@ -22,6 +23,7 @@ BUSY_TIMEOUT_S = 60
 CONTROLS = "/controls"
 DESCRIPTION, STOP, PRIOR, LEASE = "metasearch", "stop", "prior", "lease"
 TEACHER, LATENCY = "teacher", "latency"
+BENCH = "bench "
 RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"
 LOSSES, LEFT = "losses", "left"
 LOST = "lost"

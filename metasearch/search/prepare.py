@@ -20,6 +20,7 @@ from metasearch.parameters import POLICY_METHOD
 from metasearch.records import Config
 from metasearch.run import check_alike
 from metasearch.search.artefacts import check_writable, location
+from metasearch.search.benchmarks import KnownLatency, known_latency
 from metasearch.search.differences import differences, study_versions
 from metasearch.search.earlier import Decided, decided_space, student_file
 from metasearch.search.ledger import check_distinct
@@ -54,7 +55,8 @@ class Options:
 
     warm_start: auto, none, or names of priors (see `priors.py`). init_from: of what `prior_student` starts from, a
     weights file or the name of a study. meta: files of meta-learned weights. joint: the source task of a joint
-    training. decided: what earlier studies decide in the space.
+    training. decided: what earlier studies decide in the space. latency_from: STUDY[:DEVICE], whose benchmarks predict
+    `latency_ms`.
     """
 
     source: TaskSource
@@ -78,6 +80,7 @@ class Options:
     meta: tuple[str, ...] = ()
     joint: TaskSource | None = None
     decided: Decided = field(default_factory=Decided)
+    latency_from: str | None = None
 
 
 def prepare_study(
@@ -95,6 +98,7 @@ def prepare_study(
     constraints = [*map(str, options.space.constraints), *options.constraints]
     for text in constraints:
         Constraint.parse(text, place="--constraint")
+    latency = _latency(storage, options.latency_from, objectives, tell)
     source = options.source.absolute()
     task = load_task(source)
     asked = options.space
@@ -115,7 +119,7 @@ def prepare_study(
     check_distinct(options.enqueue, "--enqueue")
     artefacts = location(options.artefacts or str(home_folder() / "artefacts"))
     check_writable(artefacts)
-    warm_start = _warm_start(storage, options, space, objectives, tell)
+    warm_start = _warm_start(storage, options, space, objectives, latency, tell)
     name = options.name or _free_name(storage, f"{task.name}-{asked.name}")
     description = StudyDescription(
         task=asdict(source),
@@ -140,6 +144,7 @@ def prepare_study(
         warm_start=warm_start,
         initial={init: str(path) for init, path in initial.items()},
         source=None if joint is None else asdict(joint),
+        latency=None if latency is None else asdict(latency),
     )
     if study_exists(storage, name):
         _refuse_existing(storage, name, description)
@@ -219,8 +224,30 @@ def joint_source(source: TaskSource, task: Task) -> TaskSource:
     return absolute
 
 
+def _latency(
+    storage: RDBStorage, latency_from: str | None, objectives: list[str], tell: Callable[[str], None]
+) -> KnownLatency | None:
+    """Return what predicts the latency of a trial, if asked for. Raises InputError for an objective without it."""
+    if latency_from is not None:
+        latency = known_latency(storage, latency_from)
+        tell(str(latency))
+        return latency
+    if "latency_ms" in objectives:
+        rule = (
+            "latency_ms is predicted during a search, from what a device has measured: "
+            "metasearch bench BUNDLE... --into STUDY, then --latency-from STUDY"
+        )
+        raise InputError("--objective", rule)
+    return None
+
+
 def _warm_start(
-    storage: RDBStorage, options: Options, space: Space, objectives: list[str], tell: Callable[[str], None]
+    storage: RDBStorage,
+    options: Options,
+    space: Space,
+    objectives: list[str],
+    latency: KnownLatency | None,
+    tell: Callable[[str], None],
 ) -> list[str]:
     """Return the names of the priors that the search starts from: none with a sampler that knows no priors."""
     if options.sampler not in SAMPLERS_WITH_PRIORS:
@@ -229,7 +256,7 @@ def _warm_start(
             raise InputError("--warm-start", rule, options.warm_start)
         return []
     with storage_errors(str(storage.url)):
-        chosen = choose_priors(storage, options.warm_start, space, objectives, tell=tell)
+        chosen = choose_priors(storage, options.warm_start, space, objectives, latency=latency, tell=tell)
     if not chosen and options.warm_start != "none":
         tell("no prior fits: the search starts from nothing")
     return [mapped.prior.name for mapped in chosen]
