@@ -45,8 +45,7 @@ def bench(
 
     Example: metasearch bench small/ smaller/ --into STUDY
     """
-    from metasearch.bundle.bench import bench as bench_bundles
-    from metasearch.bundle.bench import threads_of
+    from metasearch.bundle import bench as benching
 
     files = [path for path in bundles if path.is_file() and path.suffix == ".json"]
     if files and len(files) < len(bundles):
@@ -54,10 +53,11 @@ def bench(
     if files:
         reports = [_read(file) for file in files]
     else:
-        asked = threads_of(threads)
+        asked = benching.threads_of(threads)
         if into is not None and 1 not in asked:
             raise InputError("--threads", "must be 1, or left out, with --into: latencies are modelled on one", threads)
-        reports = [bench_bundles(bundles, threads=asked, seconds=seconds, images=images, device=device_name)]
+        subjects = benching.subjects_of(bundles)
+        reports = [benching.bench(subjects, threads=asked, seconds=seconds, images=images, device=device_name)]
     for report in reports:
         if as_json:
             typer.echo(json.dumps(report))

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from metasearch.bundle.contents import MODEL, REFERENCES, Bundle, read_bundle
-from metasearch.bundle.memory import network_memory
+from metasearch.bundle.memory import network_memory, runtime_memory
 from metasearch.bundle.predict import open_session
 from metasearch.errors import InputError
 from metasearch.latency.profile import profiled
@@ -41,76 +41,94 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to measure. role: bundle, teacher or student. file: of the bundle's folder."""
+    """A network to measure. role: bundle, teacher or student. digest: SHA-256 of its file. trial: None of a reference.
 
-    bundle: Bundle
+    model_bytes: of the tensors that it stores, None where that is not known.
+    """
+
+    name: str
     role: str
-    file: str
-
-    @property
-    def name(self) -> str:
-        """The bundle's name, with the role of a reference."""
-        return self.bundle.name if self.role == BUNDLE else f"{self.bundle.name}: {self.role}"
-
-    @property
-    def path(self) -> Path:
-        """Where the network is."""
-        return self.bundle.path(self.file)
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 of the network's file."""
-        return self.bundle.files[self.file]
+    path: Path
+    digest: str
+    input_shape: tuple[int, ...]
+    study: str
+    trial: int | None = None
+    int8: bool = False
+    model_bytes: int | None = None
 
     def example(self, batch: int) -> np.ndarray:
         """Return inputs at rest, noise: what is in them makes no difference."""
-        shape, rng = (batch, *self.bundle.input_shape), np.random.default_rng(0)
-        return rng.integers(0, 256, shape, np.uint8) if self.bundle.is_image else rng.random(shape, np.float32)
+        shape, rng = (batch, *self.input_shape), np.random.default_rng(0)
+        return rng.integers(0, 256, shape, np.uint8) if len(shape) == 4 else rng.random(shape, np.float32)
 
 
 def subjects_of(folders: Sequence[Path]) -> list[Subject]:
-    """Return the networks of bundles, and of their references, each once. Raises as `read_bundle` does."""
-    found: dict[str, Subject] = {}
-    for folder in folders:
-        bundle = read_bundle(folder)
-        there = {BUNDLE: MODEL} | {role: file for role, file in REFERENCES.items() if file in bundle.files}
-        for role, file in there.items():
-            if find_spec("onnx") is not None:  # else the bundle's hashes are all that speaks for it
-                from metasearch.bundle.runtime import check_model
+    """Return the networks of bundles, then those of their references, each once. Raises as `read_bundle` does."""
+    bundles = [read_bundle(folder) for folder in folders]
+    found = [_own(bundle) for bundle in bundles] + [each for bundle in bundles for each in _references(bundle)]
+    return list({subject.digest: subject for subject in reversed(found)}.values())[::-1]
 
-                check_model(bundle, file)
-            subject = Subject(bundle, role, file)
-            found.setdefault(subject.digest, subject)
-    return sorted(found.values(), key=lambda subject: subject.role != BUNDLE)
+
+def _own(bundle: Bundle) -> Subject:
+    study, trial = bundle.provenance["study"], bundle.provenance["trial"]
+    size = bundle.metrics.get("model_bytes")
+    return Subject(
+        bundle.name,
+        BUNDLE,
+        _checked(bundle, MODEL),
+        bundle.files[MODEL],
+        bundle.input_shape,
+        study,
+        trial,
+        bundle.int8,
+        None if size is None else int(size),
+    )
+
+
+def _references(bundle: Bundle) -> Iterator[Subject]:
+    for role, file in REFERENCES.items():
+        if file in bundle.files:
+            study = bundle.provenance["study"]
+            name = f"{study}: teacher" if role == "teacher" else f"{bundle.name}: uncompressed student"
+            yield Subject(name, role, _checked(bundle, file), bundle.files[file], bundle.input_shape, study)
+
+
+def _checked(bundle: Bundle, file: str) -> Path:
+    """Return the path of a network that is safe to open, as far as what is installed here can tell."""
+    if find_spec("onnx") is not None:  # else the bundle's hashes are all that speaks for it
+        from metasearch.bundle.runtime import check_model
+
+        check_model(bundle, file)
+    return bundle.path(file)
 
 
 def bench(
-    folders: Sequence[Path],
+    subjects: Sequence[Subject],
     *,
     threads: Sequence[int],
     seconds: float = 2.0,
     images: int = 64,
     device: str | None = None,
 ) -> Report:
-    """Return what the networks of bundles and their references cost here, as JSON has it.
+    """Return what networks cost here, as JSON has it.
 
     threads: of onnxruntime, each number is measured. seconds: for each network and number of threads. images: the most
     in a batch, for the throughput. device: its name, by default its processor's.
     """
-    subjects = subjects_of(folders)
     about = about_device(device)
     costs = {count: _costs(subjects, count, seconds=seconds, images=images) for count in threads}
+    alone = runtime_memory()
     networks = [
         {
             "name": subject.name,
             "role": subject.role,
             "digest": subject.digest,
-            "study": subject.bundle.provenance["study"],
-            "trial": subject.bundle.provenance["trial"] if subject.role == BUNDLE else None,
-            "int8": subject.bundle.int8 and subject.role == BUNDLE,
-            "model_bytes": subject.bundle.metrics.get("model_bytes") if subject.role == BUNDLE else None,
+            "study": subject.study,
+            "trial": subject.trial,
+            "int8": subject.int8,
+            "model_bytes": subject.model_bytes,
             "file_bytes": subject.path.stat().st_size,
-            "memory_bytes": _memory(subject),
+            "memory_bytes": network_memory(subject.path, subject.example(1)) - alone,
             "threads": {str(count): found[subject.digest] for count, found in costs.items()},
             "layers": [layer.plain() for layer in profiled(subject.path, subject.example(1), runs=PROFILED_RUNS)],
         }
@@ -162,11 +180,6 @@ def threads_of(text: str | None) -> list[int]:
 
 def _load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _memory(subject: Subject) -> int:
-    example = subject.example(1)
-    return network_memory(subject.path, example.shape[1:], example.dtype.name)
 
 
 def _costs(subjects: Sequence[Subject], threads: int, *, seconds: float, images: int) -> dict[str, dict[str, Any]]:
@@ -236,7 +249,7 @@ def main() -> int:
     parser.add_argument("--device-name")
     asked = parser.parse_args()
     report = bench(
-        asked.bundles,
+        subjects_of(asked.bundles),
         threads=threads_of(asked.threads),
         seconds=asked.seconds,
         images=asked.images,

@@ -16,12 +16,17 @@ import numpy as np
 RUNS = 20
 
 
-def network_memory(model: Path, shape: tuple[int, ...], dtype: str) -> int:
-    """Return by how many bytes the peak of a process that runs the network, image by image, is above onnxruntime's own.
+def runtime_memory() -> int:
+    """Return the peak of a process that has loaded onnxruntime and no network, in bytes."""
+    return _peak_of()
 
-    Raises subprocess.CalledProcessError where a process fails.
+
+def network_memory(model: Path, example: np.ndarray) -> int:
+    """Return the peak of a process that runs the network on the example, in bytes.
+
+    Raises subprocess.CalledProcessError where the process fails.
     """
-    return _peak_of(str(model), json.dumps(shape), dtype) - _peak_of()
+    return _peak_of(str(model), json.dumps(example.shape), example.dtype.name)
 
 
 def _peak_of(*arguments: str) -> int:
@@ -51,7 +56,7 @@ def main() -> None:
         model, shape, dtype = sys.argv[1:]
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         for _ in range(RUNS):
-            session.run(["logits"], {"input": np.zeros((1, *json.loads(shape)), dtype)})
+            session.run(["logits"], {"input": np.zeros(json.loads(shape), dtype)})
     sys.stdout.write(f"{peak_bytes()}\n")
 
 

@@ -49,7 +49,7 @@ class Measured:
 
 
 def measured_of(record: Mapping[str, Any]) -> Measured:
-    """Return what a record of `bench` says of a network. Raises KeyError, TypeError or ValueError for no such record."""
+    """Return what a record of `bench` says of a network. Raises KeyError, TypeError or ValueError for another."""
     layers = tuple(Timed(Work.from_plain(work), ms, nodes) for work, ms, nodes in record["layers"])
     ms = float(record["threads"]["1"]["cpu_ms"])
     if not ms > 0 or not layers:

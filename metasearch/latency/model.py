@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 ANY = "any"
 BLOCKS = (1, 4, 8, 16)
 """Channels that a kernel takes at once, as they are tried: 4 with NEON or SSE, 8 with AVX2, 16 with AVX-512."""
-FEWEST = 4
+FEWEST = 3
 """Networks from which a model is fitted, at least."""
 LAYER_WEIGHT = 0.3
 """The weight of a layer's time against that of a whole network, whose measurement needs no profile."""

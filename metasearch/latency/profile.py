@@ -1,4 +1,4 @@
-"""The works of an ONNX file and the time that each takes here, from onnxruntime's own profile; the file is all it needs.
+"""The works of an ONNX file and the time that each takes here, by onnxruntime's own profile, from the file alone.
 
 Shapes come from a session that fuses nothing and packs no weights (it would hide their shapes), times from one that
 optimises as the deployed network's does. What the latter adds around an operation (a change of layout, a quantization)

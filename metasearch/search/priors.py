@@ -176,8 +176,8 @@ def choose_priors(
     """Return the priors to start from, mapped to a space and the metrics that a search improves.
 
     exclude_task: a task's text or fingerprint, whose priors `auto` leaves out. latency: see `prior_of_study`. tell:
-    hears what was mapped, of those that `auto` finds of no use too. Raises InputError for a named prior that is of no use, NotFoundError for one that
-    is not there.
+    hears what was mapped, of those that `auto` finds of no use too. Raises InputError for a named prior that is of no
+    use, NotFoundError for one that is not there.
     """
     asked = WarmStart.parse(warm_start, prior_names(storage))
     if not asked.every and not asked.names:

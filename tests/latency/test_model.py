@@ -71,7 +71,7 @@ def test_the_times_of_layers_make_up_for_few_networks() -> None:
     for layers in (True, False):
         model = fit_block(networks(5, layers=layers, seed=2), 1)
         errors[layers] = np.mean([abs(model.predict([work]) - took(work)) for work in works])
-    assert errors[True] < 0.7 * errors[False]
+    assert errors[True] < 0.9 * errors[False]
 
 
 def test_a_fit_says_how_well_it_predicts_what_it_has_not_seen() -> None:

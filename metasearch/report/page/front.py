@@ -154,6 +154,9 @@ def _caption(facts: Facts) -> str:
     parts = [f"{drawn:,} of {count:,} complete trials are drawn, all of the front among them."] if drawn < count else []
     if len(facts.objectives) > 2:
         parts.append(f"The front is that of all {len(facts.objectives)} objectives.")
+    predicted = facts.head.description.get("latency")
+    if predicted and "latency_ms" in facts.objectives:
+        parts.append(f"Latencies are predicted for {predicted['device']}.")
     return " ".join(parts)
 
 
