@@ -66,7 +66,7 @@ def subjects_of(folders: Sequence[Path]) -> list[Subject]:
     """Return the networks of bundles, then those of their references, each once. Raises as `read_bundle` does."""
     bundles = [read_bundle(folder) for folder in folders]
     found = [_own(bundle) for bundle in bundles] + [each for bundle in bundles for each in _references(bundle)]
-    return list({subject.digest: subject for subject in reversed(found)}.values())[::-1]
+    return list({subject.digest: subject for subject in found}.values())
 
 
 def _own(bundle: Bundle) -> Subject:
