@@ -42,12 +42,13 @@ FUSED = (*VANISHING, nn.Flatten, nn.ReLU, nn.BatchNorm1d, nn.BatchNorm2d)
 """Layers of a module that onnxruntime leaves out, or runs together with the layer before them."""
 
 
-def works_of(network: LoweredNetwork | QuantizedNetwork | ModuleNetwork) -> tuple[Work, ...]:
+def works_of(network: LoweredNetwork | QuantizedNetwork | ModuleNetwork, *, int8: bool = False) -> tuple[Work, ...]:
     """Return what each operation of a network to deploy has to do for one input, in the order in which they run.
 
-    Of a ModuleNetwork these are its layers; what its forward pass does between them is not seen.
+    int8: whether a network in float is looked at as the int8 one that it would make. Of a ModuleNetwork these are its
+    layers; what its forward pass does between them is not seen.
     """
-    int8 = isinstance(network, QuantizedNetwork)
+    int8 = int8 or isinstance(network, QuantizedNetwork)
     start = input_work(network.input_shape, image=len(network.input_shape) == 3, int8=int8)
     if isinstance(network, ModuleNetwork):
         return (start, *_layer_works(network))
@@ -67,7 +68,7 @@ def works_of(network: LoweredNetwork | QuantizedNetwork | ModuleNetwork) -> tupl
             works.append(plain_work(KINDS[type(operation)], shapes[:-1], shapes[-1], int8=int8))
         return output
 
-    run(network.operations, torch.zeros(1, *network.input_shape, device="meta"), note)
+    run(network.operations, torch.zeros(1, *network.input_shape), note)
     return tuple(works)
 
 

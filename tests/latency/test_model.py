@@ -8,6 +8,7 @@ from metasearch.latency.model import ANY, FEWEST, LatencyModel, fit, fit_block, 
 from metasearch.latency.work import ADD, DENSE, DEPTHWISE, INPUT, LINEAR, Work, convolution_work
 from tests.latency.devices import TRUTH, networks, took
 
+
 @pytest.mark.parametrize("layers", [True, False])
 def test_a_fit_finds_the_device_that_made_the_times(layers: bool) -> None:
     model = fit_block(networks(40, layers=layers), 1)
