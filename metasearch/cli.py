@@ -21,6 +21,7 @@ from metasearch.completion import complete_space, complete_study
 from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
+from metasearch.export_command import export
 from metasearch.flags import (
     AsJson,
     BudgetFlags,
@@ -47,12 +48,14 @@ from metasearch.flags import (
     with_flags,
 )
 from metasearch.meta_command import meta_train
+from metasearch.predict_command import predict
 from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
 from metasearch.store_commands import delete, gc
 from metasearch.submit_command import logs, stop_job, submit_arguments
 from metasearch.transfer_command import transfer
+from metasearch.verify_command import verify
 from metasearch.watch_command import status, watch
 
 if TYPE_CHECKING:
@@ -76,10 +79,13 @@ app.add_typer(priors_app, name="priors")
 for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
+app.command()(export)
 app.command()(status)
 app.command()(watch)
 app.command()(logs)
 app.command()(dashboard)
+app.command()(verify)
+app.command()(predict)
 app.command()(doctor)
 app.command()(bench)
 

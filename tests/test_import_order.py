@@ -47,6 +47,8 @@ LAYERS = [
     {"bundle"},
     {
         "cli",
+        "predict_command",
+        "verify_command",
         "prior_commands",
         "query_commands",
         "report_command",
@@ -57,6 +59,7 @@ LAYERS = [
         "doctor_command",
         "doctor_cluster",
         "submit_command",
+        "export_command",
         "watch_command",
         "completion",
         "dashboard_command",

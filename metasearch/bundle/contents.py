@@ -315,11 +315,19 @@ SCALAR = _one(
 )
 SHA256 = _one(_is_sha256, "a SHA-256, 64 hexadecimal digits")
 
+TASK_OPTIONS: Mapping[str, Check] = {
+    "max_train": POSITIVE,
+    "image_size": POSITIVE,
+    "seed": COUNT,
+    "skip_corrupt": FLAG,
+    "augment": TEXT,
+    "unlabelled": TEXT,
+}
 PROVENANCE: Mapping[str, Check] = {
     "study": TEXT,
     "trial": COUNT,
     "task": TEXT,  # the TaskSource's text, and those of its other fields that shape the data
-    "task_options": _by_name(SCALAR),
+    "task_options": _record({}, TASK_OPTIONS),
     "fingerprint": TEXT,
     "space_digest": TEXT,
     "teacher": TEXT_OR_NULL,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from metasearch.bundle import predict
 from metasearch.bundle.contents import CARD, MODEL, PROGRAM, SCRIPT, WEIGHTS, Bundle, preprocessing_of, write_document
+from metasearch.bundle.program import write_program
 from metasearch.export import OPSET, write_onnx
 from metasearch.models import NetworkSpec, build_network
 from metasearch.models.lowered import lower
@@ -32,19 +31,10 @@ def write_stand_in(
     folder.mkdir(parents=True)
     write_onnx(deployed, folder / MODEL, class_names=task.class_names)
     save_weights(model, folder / WEIGHTS, spec=spec, task=task)
-    _export(lowered, task, folder / PROGRAM)
+    write_program(deployed, folder / PROGRAM)
     (folder / CARD).write_text("# A stand-in\n", encoding="utf-8")
     (folder / SCRIPT).write_bytes(Path(predict.__file__).read_bytes())
     return write_document(folder, **(_described(task, int8=int8) | changed))
-
-
-def _export(network: Callable[[Tensor], Tensor], task: Task, path: Path) -> None:
-    class Deployed(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return network(inputs)
-
-    batch = ({0: torch.export.Dim("batch")},)
-    torch.export.save(torch.export.export(Deployed(), (task.train.inputs[:2],), dynamic_shapes=batch), path)
 
 
 def _described(task: Task, *, int8: bool) -> dict[str, Any]:
@@ -66,7 +56,7 @@ def _described(task: Task, *, int8: bool) -> dict[str, Any]:
             "study": "stand-in",
             "trial": 7,
             "task": "digits",
-            "task_options": {"max_train": None, "seed": 0},
+            "task_options": {"max_train": 200, "seed": 0},
             "fingerprint": task.fingerprint,
             "space_digest": "0" * 64,
             "teacher": None,

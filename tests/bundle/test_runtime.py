@@ -14,7 +14,7 @@ from tests.synthetic import synthetic_task
 
 
 @pytest.mark.parametrize(
-    ("shape", "family", "int8"), [((1, 8, 8), "convnet", False), ((3, 8, 8), "mobilenet", False), ((6,), "mlp", False)]
+    ("shape", "family", "int8"), [((1, 8, 8), "convnet", False), ((3, 8, 8), "mobilenet", True), ((6,), "mlp", False)]
 )
 def test_a_bundle_classifies_as_its_exported_program_does(
     shape: tuple[int, ...], family: str, int8: bool, tmp_path: Path
