@@ -134,8 +134,8 @@ def _input_text(described: Mapping[str, Any]) -> str:
     kind = "grey" if pre["mode"] == "L" else "RGB"
     width, height = pre["size"]
     return (
-        f"`input`: (batch, {shape[0]}, {height}, {width}) uint8, {kind}; `logits`: (batch, classes). `predict.py` makes "
-        f"image files so: {kind}, transparent pixels laid over {pre['transparent']}, resized to {width} x {height} "
+        f"`input`: (batch, {shape[0]}, {height}, {width}) uint8, {kind}; `logits`: (batch, classes). `predict.py` "
+        f"makes image files so: {kind}, transparent pixels laid over {pre['transparent']}, resized to {width} x {height} "
         f"({pre['resample']}, antialiased). {inside}"
     )
 

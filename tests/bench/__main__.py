@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from tests.bench import (
+    bundles,
     cifar_domains,
     cluster,
     distillation,
@@ -55,6 +56,7 @@ STUDIES = {
     "faults": faults.run,
     "drivers": drivers.run,
     "scale": scale.run,
+    "bundles": bundles.run,
 }
 """What is measured of the methods, or with a cluster, rather than of the program's speed: by name only."""
 
