@@ -57,6 +57,7 @@ def bench(
         if into is not None and 1 not in asked:
             raise InputError("--threads", "must be 1, or left out, with --into: latencies are modelled on one", threads)
         subjects = benching.subjects_of(bundles)
+        _tell(f"measuring {len(subjects)} networks: {seconds * len(asked) * len(subjects):.0f} s or more")
         reports = [benching.bench(subjects, threads=asked, seconds=seconds, images=images, device=device_name)]
     for report in reports:
         if as_json:

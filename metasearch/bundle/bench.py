@@ -31,8 +31,8 @@ from metasearch.latency.profile import profiled
 FORMAT = 1
 BUNDLE = "bundle"
 ROUNDS = 10
-LEAST_RUNS = 5
-"""In each round, after as many that do not count."""
+LEAST_RUNS, LEAST_BATCHES = 5, 1
+"""Of one image, and of a batch, in each round, after as many that do not count."""
 PROFILED_RUNS = 60
 BATCHES = (1, 4, 16, 64, 256)
 
@@ -191,13 +191,10 @@ def _costs(subjects: Sequence[Subject], threads: int, *, seconds: float, images:
     for _ in range(ROUNDS):
         for subject in subjects:
             session = open_session(subject.path, threads=threads)
-            times = np.array(list(_timed(session, subject.example(1), slice_s)))
+            times = np.array(list(_timed(session, subject.example(1), slice_s, least=LEAST_RUNS)))
             latencies[subject.digest].append(times)
             rates[subject.digest].append(
-                [
-                    batch / np.median([wall for wall, _ in _timed(session, example, slice_s / len(batches))])
-                    for batch, example in ((batch, subject.example(batch)) for batch in batches)
-                ]
+                [_rate(session, subject.example(batch), slice_s / len(batches)) for batch in batches]
             )
     return {
         digest: _summary(latencies[digest], threads) | _throughput(batches, np.array(rates[digest]))
@@ -205,13 +202,19 @@ def _costs(subjects: Sequence[Subject], threads: int, *, seconds: float, images:
     }
 
 
-def _timed(session: Any, example: np.ndarray, seconds: float) -> Iterator[tuple[float, float]]:
+def _rate(session: Any, example: np.ndarray, seconds: float) -> float:
+    """Return the images a second, by the median run of a batch."""
+    walls = [wall for wall, _ in _timed(session, example, seconds, least=LEAST_BATCHES)]
+    return len(example) / float(np.median(walls))
+
+
+def _timed(session: Any, example: np.ndarray, seconds: float, *, least: int) -> Iterator[tuple[float, float]]:
     """Yield the seconds of each run, by the wall clock and of this thread's CPU time, until so many have passed."""
     feed = {"input": example}
-    for _ in range(LEAST_RUNS):
+    for _ in range(least):
         session.run(["logits"], feed)
     until, runs = time.perf_counter() + seconds, 0
-    while runs < LEAST_RUNS or time.perf_counter() < until:
+    while runs < least or time.perf_counter() < until:
         wall, cpu = time.perf_counter(), time.thread_time()
         session.run(["logits"], feed)
         cpu_s, wall_s = time.thread_time() - cpu, time.perf_counter() - wall

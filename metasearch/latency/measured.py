@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,11 @@ class Measured:
 
 def measured_of(record: Mapping[str, Any]) -> Measured:
     """Return what a record of `bench` says of a network. Raises KeyError, TypeError or ValueError for another."""
-    layers = tuple(Timed(Work.from_plain(work), ms, nodes) for work, ms, nodes in record["layers"])
+    layers = tuple(
+        Timed(Work.from_plain(work), None if ms is None else float(ms), int(nodes))
+        for work, ms, nodes in record["layers"]
+    )
     ms = float(record["threads"]["1"]["cpu_ms"])
-    if not ms > 0 or not layers:
+    if not 0 < ms < math.inf or not layers:
         raise ValueError("a network takes time, and has layers")
     return Measured(record["name"], record["digest"], ms, layers)

@@ -71,8 +71,8 @@ class Event:
     def what(self) -> str | None:
         """What the operation is, of OPERATIONS; None for one that is none of these (a bias is no residual sum)."""
         found = OPERATIONS.get(self.name)
-        operands = [shape for shape in self.inputs if shape]
-        return None if found == ADD and operands.count(operands[0]) < 2 else found
+        shapes = [shape for shape in self.inputs if len(shape) > 1]
+        return None if found == ADD and len(shapes) == len(set(shapes)) else found
 
     @property
     def weight(self) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ def _events(model: str | Path, example: np.ndarray, *, runs: int, optimised: boo
         records = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     found: dict[str, tuple[dict[str, list[dict[str, list[int]]]], str, list[float]]] = {}
     for record in records:
-        if record["cat"] == "Node" and record["name"].endswith("_kernel_time"):
+        if record["cat"] == "Node" and record["name"].endswith("_kernel_time") and record["args"]["output_type_shape"]:
             arguments = record["args"]
             key = f"{arguments['node_index']} {record['name']}"
             found.setdefault(key, (arguments, arguments["op_name"], []))[2].append(record["dur"] + TICK_US)

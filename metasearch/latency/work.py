@@ -37,9 +37,10 @@ class Work:
 
     @classmethod
     def from_plain(cls, plain: Sequence[Any]) -> Work:
-        """Return the work that `plain` wrote."""
-        kind, int8, macs, moved, *channels = plain
-        return cls(kind, int8, macs, moved, (channels[0], channels[1]))
+        """Return the work that `plain` wrote. Raises TypeError or ValueError for anything else."""
+        kind, int8, *numbers = plain
+        macs, moved, inputs, outputs = map(int, numbers)
+        return cls(str(kind), bool(int8), macs, moved, (inputs, outputs))
 
 
 def input_work(shape: Shape, *, image: bool, int8: bool) -> Work:

@@ -119,7 +119,7 @@ def latency_figure(facts: Facts) -> Figure:
         x=metric_axis("latency_ms", x),
         y=metric_axis(first, series.y),
         series=(series,),
-        levels=tuple(_limits(facts, "latency_ms", first)),
+        levels=() if facts.head.description.get("latency") else tuple(_limits(facts, "latency_ms", first)),
         caption="Measured serially after the search, one student after the other, on one thread of onnxruntime: the "
         "median of repeats in thread CPU time; bars are as long as the interquartile range.",
     )
