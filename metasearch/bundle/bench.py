@@ -63,10 +63,16 @@ class Subject:
 
 
 def subjects_of(folders: Sequence[Path]) -> list[Subject]:
-    """Return the networks of bundles, then those of their references, each once. Raises as `read_bundle` does."""
+    """Return the networks of bundles, then those of their references, each once: a student may be its own reference.
+
+    Raises as `read_bundle` and `check_model` do.
+    """
     bundles = [read_bundle(folder) for folder in folders]
     found = [_own(bundle) for bundle in bundles] + [each for bundle in bundles for each in _references(bundle)]
-    return list({subject.digest: subject for subject in found}.values())
+    by_digest: dict[str, Subject] = {}
+    for subject in found:
+        by_digest.setdefault(subject.digest, subject)
+    return list(by_digest.values())
 
 
 def _own(bundle: Bundle) -> Subject:

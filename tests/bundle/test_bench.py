@@ -50,6 +50,12 @@ def test_each_network_is_measured_once_and_references_come_last(bundles: list[Pa
     assert subjects[0].digest == read_bundle(bundles[0]).files["model.onnx"]
 
 
+def test_a_student_that_is_its_own_reference_is_measured_as_the_bundle(tmp_path: Path) -> None:
+    bundle = write_stand_in(tmp_path / "plain")
+    with_reference(bundle, "student", bundle.path("model.onnx").read_bytes())
+    assert [(subject.role, subject.trial) for subject in subjects_of([tmp_path / "plain"])] == [("bundle", 7)]
+
+
 def test_what_is_no_bundle_or_was_tampered_with_is_refused(bundles: list[Path], tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         subjects_of([tmp_path])
