@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from metasearch.completion import complete_space
+from metasearch.bench_command import bench
+from metasearch.completion import complete_space, complete_study
 from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
@@ -88,6 +89,7 @@ app.command()(dashboard)
 app.command()(verify)
 app.command()(predict)
 app.command()(doctor)
+app.command()(bench)
 
 
 @app.command()
@@ -107,6 +109,14 @@ def launch(
     start: StartFlags,
     meta_family: MetaFamily = None,
     earlier: EarlierFlags,
+    latency_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STUDY[:DEVICE]",
+            help="Predict latency_ms from what `metasearch bench --into STUDY` brought back.",
+            autocompletion=complete_study,
+        ),
+    ] = None,
     seed: Seed = 0,
     task: TaskFlags,
     artefacts: Annotated[
@@ -172,6 +182,7 @@ def launch(
         meta=files,
         joint=start.joint(source),
         decided=earlier.decided(),
+        latency_from=latency_from,
     )
     description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:

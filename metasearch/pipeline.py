@@ -16,6 +16,8 @@ import torch
 from metasearch.configuration import Configuration
 from metasearch.errors import InputError, TrialFailure
 from metasearch.export import write_onnx
+from metasearch.latency.model import LatencyModel
+from metasearch.latency.network import works_of
 from metasearch.models.weights import save_weights, write_tensors
 from metasearch.records import Config, EpochReport, TrialResult
 from metasearch.run import Run
@@ -46,6 +48,7 @@ def run_pipeline(
     read_test: bool = False,
     initial: Mapping[str, Path] = NO_FILES,
     source: Task | None = None,
+    latency_model: LatencyModel | None = None,
 ) -> TrialResult:
     """Train, compress and measure one student; return what would be deployed, measured.
 
@@ -53,7 +56,8 @@ def run_pipeline(
     needed where alpha > 0. report: called after every epoch; whatever it raises ends the run. save_to: a folder that
     gets the trained weights and the deployed network's ONNX file. read_test: whether to measure the test split, too.
     initial: weights files by the name of the `student.init` that starts from them, and a policy network's under
-    `policy`. source: the task of a joint training, needed where source_weight > 0.
+    `policy`. source: the task of a joint training, needed where source_weight > 0. latency_model: predicts the metric
+    `latency_ms`; None leaves it out. details["works"] holds what it is predicted from.
     Raises InputError for a configuration that breaks a rule, TrialFailure where it fails by its own doing.
     """
     steps = pipeline_steps(
@@ -66,6 +70,7 @@ def run_pipeline(
         read_test=read_test,
         initial=initial,
         source=source,
+        latency_model=latency_model,
     )
     while True:
         try:
@@ -88,6 +93,7 @@ def pipeline_steps(
     read_test: bool = False,
     initial: Mapping[str, Path] = NO_FILES,
     source: Task | None = None,
+    latency_model: LatencyModel | None = None,
 ) -> Steps:
     """Yield a report after every epoch and return the result: `run_pipeline` in steps, for a caller who interleaves."""
     configuration = Configuration.of(config)
@@ -100,6 +106,10 @@ def pipeline_steps(
             yield from compress_and_fine_tune(run)
         deployed = yield from deploy(run)
         metrics = measure(run, deployed, read_test=read_test)
+        works = works_of(deployed)
+    run.details["works"] = [work.plain() for work in works]
+    if latency_model is not None:
+        metrics["latency_ms"] = latency_model.predict(works)
     if save_to is not None:
         save_to.mkdir(parents=True, exist_ok=True)
         save_weights(run.model, save_to / WEIGHTS_FILE, spec=run.spec, task=task)

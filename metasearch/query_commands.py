@@ -172,6 +172,11 @@ def print_best(database: Database, found: Best) -> None:
     counts = f", {found.feasible} feasible of {found.complete} complete trials"
     controls = controls_frame(database, found.study)
     print_front(found.study, found.table.frame(), controls, head.attributes.get(TEACHER), counts=counts)
+    if predicted := head.description.get("latency"):
+        typer.echo(
+            f"ms: predicted for {predicted['device']} from what it measured of {predicted['fit']['networks']} networks "
+            f"of {predicted['study']}; ms here: measured on the search's own machine, in thread CPU time"
+        )
 
 
 def _open(flag: str | None) -> Database:

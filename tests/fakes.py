@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import optuna
@@ -19,6 +22,8 @@ from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.objectives import Constraint
 from metasearch.search.space import load_space
 from metasearch.search.store import StudyDescription, create_study, open_storage
+
+NO_DETAILS: Mapping[str, Any] = MappingProxyType({})
 
 
 def describe(folder: Path, **changes: object) -> StudyDescription:
@@ -60,8 +65,13 @@ def new_storage(url: str) -> RDBStorage:
     return open_storage(url, create=True)
 
 
-def finished_study(url: str, name: str, folder: Path, *, trials: int = 10, **changes: object) -> RDBStorage:
-    """Make a study whose accuracy grows with its bytes, with some noise, and whose last trial failed."""
+def finished_study(
+    url: str, name: str, folder: Path, *, trials: int = 10, details: Mapping[str, Any] = NO_DETAILS, **changes: object
+) -> RDBStorage:
+    """Make a study whose accuracy grows with its bytes, with some noise, and whose last trial failed.
+
+    details: of every result. changes: of the description.
+    """
     storage = new_storage(url)
     description = describe(folder, trials=trials, **changes)
     study = create_study(storage, name, description)
@@ -91,7 +101,7 @@ def finished_study(url: str, name: str, folder: Path, *, trials: int = 10, **cha
             "macs": 10 * size,
             "parameters": size,
         }
-        ledger.tell_result(number, TrialResult(dict(proposal.config), seed, metrics), worker)
+        ledger.tell_result(number, TrialResult(dict(proposal.config), seed, metrics, details=dict(details)), worker)
     study.add_trials(told.get_trials(deepcopy=False))
     return storage
 

@@ -13,6 +13,7 @@ from metasearch.initial import TEACHER_SLICE
 from metasearch.pipeline import run_pipeline
 from metasearch.records import Config, TrialResult
 from metasearch.search.artefacts import fetch_all, kept_files
+from metasearch.search.benchmarks import latency_of
 from metasearch.search.prepare import resolve_device
 from metasearch.search.store import StudyDescription
 from metasearch.tasks import Task, TaskSource, load_task
@@ -49,6 +50,7 @@ def run_again(
             save_to=save_to,
             initial=fetch_all(kept_files(description.initial)),
             source=None if description.source is None else load_task(TaskSource(**description.source)),
+            latency_model=None if (latency := latency_of(description)) is None else latency.model,
         )
 
 

@@ -14,6 +14,7 @@ import yaml
 from metasearch.bundle.choosing import Chosen
 from metasearch.configuration import Configuration
 from metasearch.report.tables import RUNS, metric_text
+from metasearch.search.names import MEASURED_MS
 
 UNCOMPRESSED = "same student, uncompressed"
 ROWS = {
@@ -26,6 +27,7 @@ ROWS = {
     "parameters": "parameters",
     "macs": "multiply-accumulates of one input",
     "latency_ms": "milliseconds of one input (onnxruntime, one thread, where it was searched)",
+    MEASURED_MS: "milliseconds of one input (onnxruntime, one thread, where it was searched)",
 }
 SHARES = {"val_accuracy", "test_accuracy", "val_balanced_accuracy", "val_ece", "teacher_agreement"}
 
@@ -94,7 +96,9 @@ def _results(chosen: Chosen, uncompressed: Mapping[str, float]) -> str:
     columns = {"this network": own, "teacher": chosen.teacher.get("metrics", {}), UNCOMPRESSED: uncompressed}
     columns = {heading: metrics for heading, metrics in columns.items() if metrics}
     rows = []
-    for name, words in ROWS.items():
+    predicted = chosen.description.latency
+    told = {"latency_ms": f"milliseconds of one input, predicted for {predicted['device']}"} if predicted else {}
+    for name, words in (ROWS | told).items():
         cells = [_metric(name, metrics.get(name)) for metrics in columns.values()]
         if name == "test_accuracy" and "test_seeds" in final:
             spread = f" ± {100 * final['test_std']:.2f}" if "test_std" in final else ""

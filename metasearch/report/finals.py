@@ -12,7 +12,7 @@ from metasearch.report.database import Database
 from metasearch.report.frames import COMPLETE, FINAL, Table, read_table
 from metasearch.report.heads import Head, find_head
 from metasearch.report.rows import Wanted
-from metasearch.search.names import CONTROLS, LATENCY
+from metasearch.search.names import CONTROLS, LATENCY, MEASURED_MS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,10 @@ def controls_frame(database: Database, name: str) -> pd.DataFrame:
 
 
 def final_results(database: Database, head: Head) -> dict[int, dict[str, Any]]:
-    """Return, for each trial with final runs, mean and spread of its test accuracy, its start's gain; and latencies."""
+    """Return, for each trial with final runs, mean and spread of its test accuracy, its start's gain; and latencies.
+
+    Where the study predicts `latency_ms` for a device, what was measured here is another number: MEASURED_MS.
+    """
     companion = find_head(database, head.name + CONTROLS) if head.description else None
     if companion is None:
         return {}
@@ -44,7 +47,8 @@ def final_results(database: Database, head: Head) -> dict[int, dict[str, Any]]:
             **start_gain(accuracies, by_role["random"].get(number, {})),
         }
     for number, latency in (companion.attributes.get(LATENCY) or {}).items():
-        results.setdefault(int(number), {})["latency_ms"] = latency["median_ms"]
+        name = MEASURED_MS if head.description.get("latency") else "latency_ms"
+        results.setdefault(int(number), {})[name] = latency["median_ms"]
     return results
 
 

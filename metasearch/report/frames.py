@@ -18,7 +18,7 @@ from metasearch.report.columns import Cells, Columns
 from metasearch.report.database import Database
 from metasearch.report.heads import Head
 from metasearch.report.rows import Rows, Wanted, read_rows
-from metasearch.search.names import CURVE, FAILURE, LEFT, LOSSES, RESULT, ROLE, RUN
+from metasearch.search.names import CURVE, FAILURE, LEFT, LOSSES, MEASURED_MS, RESULT, ROLE, RUN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ RUN_COLUMNS = ("seed", "node", "seconds")
 LAST = ("feasible", *RUN_COLUMNS, "started", "completed", "duration", "epochs_run", "failure")
 INITIALISED = "initialised"
 """The share of a student's parameters that it had from what it started from."""
-FINAL = ("test_std", "test_seeds", "start_gain", "start_better", "start_pairs")
+FINAL = (MEASURED_MS, "test_std", "test_seeds", "start_gain", "start_better", "start_pairs")
 """Columns beside the metrics of a trial whose final runs are done."""
 
 

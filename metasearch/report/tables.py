@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from metasearch.configuration import Configuration
+from metasearch.search.names import MEASURED_MS
 
 HEADINGS = {
     "val_accuracy": "val acc",
@@ -22,6 +23,7 @@ HEADINGS = {
     "macs": "MACs",
     "model_bytes": "bytes",
     "latency_ms": "ms",
+    MEASURED_MS: "ms here",
     "train_seconds": "train s",
 }
 
@@ -33,7 +35,7 @@ RUNS = {
 }
 """What each run of a companion is, by its role; all but the first are controls."""
 
-SHOWN = ("val_accuracy", "test_accuracy", "parameters", "macs", "model_bytes", "latency_ms")
+SHOWN = ("val_accuracy", "test_accuracy", "parameters", "macs", "model_bytes", "latency_ms", MEASURED_MS)
 """The metrics that a terminal has room for."""
 
 
@@ -45,7 +47,7 @@ def metric_text(name: str, value: Any) -> str:
         return _scaled(float(value), "")
     if name.endswith("_bytes"):
         return _scaled(float(value), "B")
-    if name == "latency_ms":
+    if name in ("latency_ms", MEASURED_MS):
         return f"{value:.3f}"
     if name.endswith("_seconds"):
         return f"{value:.1f}"

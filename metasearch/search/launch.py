@@ -20,8 +20,10 @@ from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import check_writable, fetch, fetch_all, joined, kept_files, trial_folder
+from metasearch.search.benchmarks import latency_of
 from metasearch.search.controls import choose, companion, propose_control
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
+from metasearch.search.foreknown import Foreknown, foreknown
 from metasearch.search.garbage import claim
 from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
@@ -42,6 +44,7 @@ from metasearch.search.store import DESCRIPTION, StudyDescription, description_o
 from metasearch.search.versions import version_differences, versions_here
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherSource, teacher_for
+from metasearch.transfer.prior import NOTHING
 
 TIME_USED = "the time limit was reached"
 
@@ -175,6 +178,7 @@ class _Search:
         space, more = possible_with_teacher(space, teacher.feature_names)
         for line in (*left_out, *more):
             self.watcher.stage(line)
+        latency = latency_of(d)
         prepare = PipelineWorker.of(
             source,
             teacher,
@@ -184,13 +188,14 @@ class _Search:
             joint=None if d.source is None else TaskSource(**d.source),
             gpu_memory=memory_share(self.resources.gpus),
             versions={} if self.resources.address is None else versions_here(),
+            latency_model=None if latency is None else latency.model,
         )
         timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s is not None else None
         if timer is not None:
             timer.daemon = True
             timer.start()
         with ray_running(self.resources):
-            ledger = self._ledger(self.study, d.trials, space)
+            ledger = self._ledger(self.study, d.trials, space, foreknown(space, task, latency))
             self._drive(ledger, prepare, "search", gpu_hours=d.gpu_hours)
             if timer is not None:
                 timer.cancel()
@@ -233,14 +238,16 @@ class _Search:
         if self.stop.is_set():
             raise KeyboardInterrupt
 
-    def _ledger(self, study: Study, target: int | None, space: Space | None) -> Ledger:
+    def _ledger(self, study: Study, target: int | None, space: Space | None, computed: Foreknown = NOTHING) -> Ledger:
         d = self.description
         so_far = len(study.get_trials(deepcopy=False))
         propose: Callable[[Any], Proposal] = propose_control
         halving = None
         if space is not None:
             priors = load_warm_start(self.storage, d, space, tell=self.watcher.stage)
-            study.sampler = make_sampler(d.sampler, seed=d.seed, trials_so_far=so_far, priors=priors, fixed=space.fixed)
+            study.sampler = make_sampler(
+                d.sampler, seed=d.seed, trials_so_far=so_far, priors=priors, fixed=space.fixed, computed=computed
+            )
             propose = lambda trial: Proposal(space.suggest(trial))  # noqa: E731 - a def here would need its own name
             if d.early_stopping and d.objectives[0] in {"val_accuracy", "val_balanced_accuracy"}:
                 halving = SuccessiveHalving(by_size=not SIZE_METRICS.isdisjoint(d.objectives))

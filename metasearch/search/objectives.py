@@ -47,11 +47,8 @@ Direction = Literal["minimize", "maximize"]
 
 OPERATORS = ("<=", ">=", "<", ">")
 
-AFTER_SEARCH = ("latency_ms",)
-"""Metrics that no trial has: they are measured serially, over the front, once the search is done."""
-
-OBJECTIVE_METRICS = tuple(name for name in METRICS if not name.startswith("test_") and name not in AFTER_SEARCH)
-CONSTRAINT_METRICS = tuple(name for name in METRICS if not name.startswith("test_"))
+STEERING_METRICS = tuple(name for name in METRICS if not name.startswith("test_"))
+"""Metrics that an objective or a constraint may name."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +103,13 @@ class Constraint:
 def parse_objectives(names: Sequence[str], *, place: str = "objectives") -> tuple[Objective, ...]:
     """Return the objectives that the metric names stand for, in their order (early stopping looks at the first).
 
-    Raises InputError if there is none, and for a metric that is unknown, named twice, or not known in a search.
+    Raises InputError if there is none, and for a metric that is unknown, named twice, or of the test split.
     """
     if not names:
         raise InputError(place, "must name at least one metric")
     for position, name in enumerate(names):
         here = f"{place}[{position}]"
         _check_metric(name, here)
-        if name in AFTER_SEARCH:
-            raise InputError(
-                here,
-                "cannot be an objective: it is measured serially, after the search (a constraint can use it)",
-                name,
-            )
         if name in names[:position]:
             raise InputError(here, "is named twice", name)
     return tuple(Objective(name, cast(Direction, METRICS[name])) for name in names)
@@ -152,8 +143,8 @@ def quantity_in(unit: str | None, quantity: str, *, name: str, place: str) -> fl
 
 def _check_metric(name: str, place: str) -> None:
     if name not in METRICS:
-        raise InputError(place, f"is no metric {hint(name, CONSTRAINT_METRICS)}", name)
-    if name not in CONSTRAINT_METRICS:
+        raise InputError(place, f"is no metric {hint(name, STEERING_METRICS)}", name)
+    if name not in STEERING_METRICS:
         raise InputError(place, "cannot steer a search: the test split is read once, at the end", name)
 
 

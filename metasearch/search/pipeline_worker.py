@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metasearch.latency.model import LatencyModel
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import KeptFile, fetch_all, publish
@@ -23,13 +24,14 @@ from metasearch.teachers import Teacher
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a worker share. joint: the source task of a joint training. initial: see `run_pipeline`."""
+    """What all trials of a worker share. joint: the source task of a joint training. The others: see `run_pipeline`."""
 
     task: Task
     teacher: Teacher
     device: str
     initial: Mapping[str, Path] = field(default_factory=dict)
     joint: Task | None = None
+    latency_model: LatencyModel | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class PipelineWorker:
 
     joint: of the source task of a joint training. initial: weights files by the initialisation, fetched on every node.
     gpu_memory: the share of its GPU's memory that the process may take, None for all. versions: of the driver's
-    packages, which this process must have too; empty on the driver's own machine.
+    packages, which this process must have too; empty on the driver's own machine. latency_model: see `run_pipeline`.
     """
 
     source: TaskSource
@@ -51,6 +53,7 @@ class PipelineWorker:
     joint: TaskSource | None = None
     gpu_memory: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    latency_model: LatencyModel | None = None
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class PipelineWorker:
         joint: TaskSource | None = None,
         gpu_memory: float | None = None,
         versions: Mapping[str, str] | None = None,
+        latency_model: LatencyModel | None = None,
     ) -> PipelineWorker:
         """Return the worker of a task and its teacher, whose tensors travel as arrays."""
         logits, features = (
@@ -71,7 +75,17 @@ class PipelineWorker:
         )
         bare = replace(teacher, logits={}, features={})
         return cls(
-            source, bare, logits, features, device, threads, initial or {}, joint, gpu_memory, dict(versions or {})
+            source,
+            bare,
+            logits,
+            features,
+            device,
+            threads,
+            initial or {},
+            joint,
+            gpu_memory,
+            dict(versions or {}),
+            latency_model,
         )
 
     def __call__(self) -> Shared:
@@ -92,7 +106,8 @@ class PipelineWorker:
             )
         teacher = replace(self.teacher, logits=logits, features=features)
         joint = None if self.joint is None else load_task(self.joint)
-        return Shared(load_task(self.source), teacher, self.device, fetch_all(self.initial), joint)
+        task, initial = load_task(self.source), fetch_all(self.initial)
+        return Shared(task, teacher, self.device, initial, joint, self.latency_model)
 
 
 def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport, None, TrialResult]:
@@ -108,6 +123,7 @@ def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport,
             read_test=request.read_test,
             initial=shared.initial,
             source=shared.joint,
+            latency_model=shared.latency_model,
         )
         if request.folder is None:
             return result

@@ -16,6 +16,7 @@ from metasearch.folders import artefact_folder
 from metasearch.models.weights import read_meta
 from metasearch.records import Config
 from metasearch.search.artefacts import KeptFile, check_writable, fetch_all, location
+from metasearch.search.benchmarks import KnownLatency, known_latency
 from metasearch.search.differences import differences, queue_differences, queued_first
 from metasearch.search.earlier import Decided, decided_space
 from metasearch.search.ledger import check_distinct
@@ -45,7 +46,8 @@ class Options:
 
     warm_start: auto, none, or names of priors (see `priors.py`). init_from: of what `prior_student` starts from, a
     weights file (path or URL) or the name of a study. meta: files of meta-learned weights (paths or URLs). joint: the
-    source task of a joint training. decided: what earlier studies decide in the space.
+    source task of a joint training. decided: what earlier studies decide in the space. latency_from:
+    STUDY[:DEVICE], whose benchmarks predict `latency_ms`.
     """
 
     source: TaskSource
@@ -69,6 +71,7 @@ class Options:
     meta: tuple[str, ...] = ()
     joint: TaskSource | None = None
     decided: Decided = field(default_factory=Decided)
+    latency_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def prepare_study(
     if options.trials < 1:
         raise InputError("--trials", "must be at least 1", options.trials)
     objectives, constraints = _goals(options)
+    latency = _latency(storage, options.latency_from, objectives, tell)
     asked = options.space
     if options.decided != Decided():
         asked = decided_space(storage, asked, options.decided, tell=tell)
@@ -103,7 +107,7 @@ def prepare_study(
     check_distinct(options.enqueue, "--enqueue")
     artefacts = location(options.artefacts or str(artefact_folder()))
     check_writable(artefacts)
-    warm_start = _warm_start(storage, options, space, objectives, tell)
+    warm_start = _warm_start(storage, options, space, objectives, latency, tell)
     description = _description(
         options,
         inputs,
@@ -112,6 +116,7 @@ def prepare_study(
         constraints=constraints,
         artefacts=artefacts,
         warm_start=warm_start,
+        latency=latency,
     )
     name = options.name or _free_name(storage, f"{inputs.task.name}-{asked.name}")
     if study_exists(storage, name):
@@ -169,6 +174,7 @@ def _description(
     constraints: list[str],
     artefacts: str,
     warm_start: list[str],
+    latency: KnownLatency | None,
 ) -> StudyDescription:
     """Return the description of a study that was made here and now."""
     return StudyDescription(
@@ -195,6 +201,7 @@ def _description(
         warm_start_asked=options.warm_start,
         initial={init: asdict(file) for init, file in inputs.initial.items()},
         source=None if inputs.joint is None else asdict(inputs.joint),
+        latency=None if latency is None else asdict(latency),
     )
 
 
@@ -207,8 +214,30 @@ def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription, en
     raise name_taken(name, [*differences(old, asked), *queue_differences(queued_first(study), enqueue)])
 
 
+def _latency(
+    storage: RDBStorage, latency_from: str | None, objectives: list[str], tell: Callable[[str], None]
+) -> KnownLatency | None:
+    """Return what predicts the latency of a trial, if asked for. Raises InputError for an objective without it."""
+    if latency_from is not None:
+        latency = known_latency(storage, latency_from)
+        tell(str(latency))
+        return latency
+    if "latency_ms" in objectives:
+        rule = (
+            "latency_ms is predicted during a search, from what a device has measured: "
+            "metasearch bench BUNDLE... --into STUDY, then --latency-from STUDY"
+        )
+        raise InputError("--objective", rule)
+    return None
+
+
 def _warm_start(
-    storage: RDBStorage, options: Options, space: Space, objectives: list[str], tell: Callable[[str], None]
+    storage: RDBStorage,
+    options: Options,
+    space: Space,
+    objectives: list[str],
+    latency: KnownLatency | None,
+    tell: Callable[[str], None],
 ) -> list[str]:
     """Return the names of the priors that the search starts from: none with a sampler that knows no priors."""
     if options.sampler not in SAMPLERS_WITH_PRIORS:
@@ -217,7 +246,7 @@ def _warm_start(
             raise InputError("--warm-start", rule, options.warm_start)
         return []
     with storage_errors(str(storage.url)):
-        chosen = choose_priors(storage, options.warm_start, space, objectives, tell=tell)
+        chosen = choose_priors(storage, options.warm_start, space, objectives, latency=latency, tell=tell)
     if not chosen and options.warm_start != "none":
         tell("no prior fits: the search starts from nothing")
     return [mapped.prior.name for mapped in chosen]

@@ -22,7 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metasearch import transfer
 from metasearch.errors import InputError, NotFoundError
+from metasearch.latency.work import Work
 from metasearch.records import METRICS
+from metasearch.search.benchmarks import KnownLatency, latency_of
 from metasearch.search.fixing import fix
 from metasearch.search.imported import imported_prior
 from metasearch.search.lease import holder_of
@@ -77,8 +79,12 @@ class WarmStart:
         return cls(every, named, without)
 
 
-def prior_of_study(study: Study) -> Prior:
-    """Return what a study of ours or of another program knows. Trials that their machine lost are left out."""
+def prior_of_study(study: Study, *, latency: KnownLatency | None = None) -> Prior:
+    """Return what a study of ours or of another program knows. Trials that their machine lost are left out.
+
+    latency: in place of the latencies that the study knows, perhaps of another device, those that it predicts for the
+    networks of its trials.
+    """
     if DESCRIPTION not in study.user_attrs:
         return prior_of(study)
     description = description_of(study)
@@ -88,7 +94,7 @@ def prior_of_study(study: Study) -> Prior:
         fixed = {}
     return prior_of(
         study,
-        metrics=lambda trial: {name: value for name, value in metrics_of(trial).items() if math.isfinite(value)},
+        metrics=lambda trial: _metrics(trial, latency),
         curve=_curve,
         finished=is_finished,
         task=description.task["text"],
@@ -104,10 +110,12 @@ def portable(prior: Prior) -> Prior:
     return replace(prior, task=prior.name) if ":" in prior.task else prior
 
 
-def priors_in(storage: RDBStorage, names: Collection[str] | None = None) -> list[KnownPrior]:
+def priors_in(
+    storage: RDBStorage, names: Collection[str] | None = None, *, latency: KnownLatency | None = None
+) -> list[KnownPrior]:
     """Return the priors of a storage: studies with complete trials that no live driver holds, and imported ones.
 
-    names: look at these only.
+    names: look at these only. latency: see `prior_of_study`.
     """
     found = []
     for name in study_names(storage):
@@ -118,7 +126,7 @@ def priors_in(storage: RDBStorage, names: Collection[str] | None = None) -> list
         if imported is not None:
             found.append(KnownPrior(imported, IMPORTED))
         elif holder_of(study) is None and study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            found.append(KnownPrior(prior_of_study(study), STORE))
+            found.append(KnownPrior(prior_of_study(study, latency=latency), STORE))
     return found
 
 
@@ -132,10 +140,12 @@ def builtin_priors() -> tuple[Prior, ...]:
     return read_priors(BUILT_IN_FILE) if BUILT_IN_FILE.exists() else ()
 
 
-def known_priors(storage: RDBStorage, names: Collection[str] | None = None) -> dict[str, KnownPrior]:
+def known_priors(
+    storage: RDBStorage, names: Collection[str] | None = None, *, latency: KnownLatency | None = None
+) -> dict[str, KnownPrior]:
     """Return the priors of a storage and of the package by name; the storage's come first. names: these only."""
     shipped = [KnownPrior(prior, BUILT_IN) for prior in builtin_priors() if names is None or prior.name in names]
-    return {known.prior.name: known for known in (*shipped, *priors_in(storage, names))}
+    return {known.prior.name: known for known in (*shipped, *priors_in(storage, names, latency=latency))}
 
 
 def prior_names(storage: RDBStorage) -> list[str]:
@@ -143,9 +153,9 @@ def prior_names(storage: RDBStorage) -> list[str]:
     return [*study_names(storage), *(prior.name for prior in builtin_priors())]
 
 
-def find_priors(storage: RDBStorage, names: Sequence[str]) -> list[KnownPrior]:
+def find_priors(storage: RDBStorage, names: Sequence[str], *, latency: KnownLatency | None = None) -> list[KnownPrior]:
     """Return the named priors. Raises NotFoundError with names that are near."""
-    known = known_priors(storage, names)
+    known = known_priors(storage, names, latency=latency)
     for name in names:
         if name not in known:
             near = hint(name, known_priors(storage))
@@ -160,23 +170,24 @@ def choose_priors(
     objectives: Sequence[str],
     *,
     exclude_task: str = "",
+    latency: KnownLatency | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[MappedPrior]:
     """Return the priors to start from, mapped to a space and the metrics that a search improves.
 
-    exclude_task: a task's text or fingerprint, whose priors `auto` leaves out. tell: hears what was mapped, of those
-    that `auto` finds of no use too. Raises InputError for a named prior that is of no use, NotFoundError for one that
-    is not there.
+    exclude_task: a task's text or fingerprint, whose priors `auto` leaves out. latency: see `prior_of_study`. tell:
+    hears what was mapped, of those that `auto` finds of no use too. Raises InputError for a named prior that is of no
+    use, NotFoundError for one that is not there.
     """
     asked = WarmStart.parse(warm_start, prior_names(storage))
     if not asked.every and not asked.names:
         return []
     find_priors(storage, asked.without)
     if asked.every:
-        found = [known.prior for known in known_priors(storage).values()]
+        found = [known.prior for known in known_priors(storage, latency=latency).values()]
         found = [prior for prior in found if not exclude_task or exclude_task not in (prior.task, prior.fingerprint)]
     else:
-        found = [known.prior for known in find_priors(storage, asked.names)]
+        found = [known.prior for known in find_priors(storage, asked.names, latency=latency)]
     mapped = [_mapped(prior, space, objectives) for prior in found if prior.name not in asked.without]
     if asked.every:
         mapped = [_refused_elsewhere(each) for each in mapped]
@@ -198,7 +209,8 @@ def load_warm_start(
 
     tell: hears a line for each that is no more, or of no use any more; the search goes on without it.
     """
-    known = known_priors(storage, description.warm_start) if description.warm_start else {}
+    latency = latency_of(description)
+    known = known_priors(storage, description.warm_start, latency=latency) if description.warm_start else {}
     for name in description.warm_start:
         if name not in known:
             tell(f"prior {name}: is no more in this storage; the search goes on without it")
@@ -245,6 +257,17 @@ def _conditions(space: Space) -> Active:
         return values.keys()
 
     return active
+
+
+def _metrics(trial: FrozenTrial, latency: KnownLatency | None) -> dict[str, float]:
+    """Return the finite metrics of a complete trial. latency: see `prior_of_study`."""
+    metrics = {name: value for name, value in metrics_of(trial).items() if math.isfinite(value)}
+    if latency is not None and metrics:
+        works = json.loads(trial.user_attrs[RESULT])["details"].get("works")
+        metrics.pop("latency_ms", None)
+        if works is not None:  # a trial of an older version does not say what its network was
+            metrics["latency_ms"] = latency.model.predict([Work.from_plain(work) for work in works])
+    return metrics
 
 
 def _curve(trial: FrozenTrial) -> list[float]:

@@ -61,8 +61,11 @@ class _TPE(optuna.samplers.TPESampler):
         return {name: domain.to_external_repr(best[name]) for name, domain in search_space.items()}
 
 
-SAMPLERS: dict[str, Callable[[int, Sequence[Prior], Mapping[str, Any]], BaseSampler]] = {
-    "transfer": lambda seed, priors, fixed: TransferSampler(priors, seed=seed, fixed=fixed),
+Computed = Mapping[str, Callable[[Mapping[str, Any]], float]]
+SAMPLERS: dict[str, Callable[[int, Sequence[Prior], Mapping[str, Any], Computed], BaseSampler]] = {
+    "transfer": lambda seed, priors, fixed, computed: TransferSampler(
+        priors, seed=seed, fixed=fixed, computed=computed
+    ),
     "tpe": lambda seed, *_: _TPE(seed),
     "gp": lambda seed, *_: optuna.samplers.GPSampler(seed=seed),
     "nsga2": lambda seed, *_: optuna.samplers.NSGAIISampler(seed=seed),
@@ -86,14 +89,16 @@ def make_sampler(
     trials_so_far: int,
     priors: Sequence[Prior] = (),
     fixed: Mapping[str, Any] = NOTHING,
+    computed: Computed = NOTHING,
 ) -> BaseSampler:
     """Return a sampler for a study that holds `trials_so_far` trials.
 
-    priors: what it may start from. fixed: what its space does not search.
+    priors: what it may start from. fixed: what its space does not search. computed: objectives that need no trial to be
+    known, by functions of what a trial chooses; only a sampler that knows priors makes use of them, too.
 
     The number is part of its seed: a resumed search must not draw again what was drawn before it was interrupted.
     """
     drawn = int(np.random.SeedSequence([seed, trials_so_far]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[check_sampler(name)](drawn, priors, fixed)
+        return SAMPLERS[check_sampler(name)](drawn, priors, fixed, computed)

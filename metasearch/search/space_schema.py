@@ -27,7 +27,7 @@ from metasearch.parameters import (
 )
 from metasearch.policies import parameter_names
 from metasearch.resources import resource_folder
-from metasearch.search.objectives import CONSTRAINT_METRICS, OBJECTIVE_METRICS, UNITS
+from metasearch.search.objectives import STEERING_METRICS, UNITS
 
 Schema = dict[str, Any]
 TYPE_NAMES: dict[type, str] = {bool: "boolean", int: "integer", float: "number"}
@@ -53,7 +53,7 @@ def space_schema() -> Schema:
                 "objectives": {
                     "description": "The metrics to improve; early stopping looks at the first.",
                     "type": "array",
-                    "items": {"enum": list(OBJECTIVE_METRICS)},
+                    "items": {"enum": list(STEERING_METRICS)},
                     "minItems": 1,
                     "uniqueItems": True,
                 },
@@ -62,7 +62,7 @@ def space_schema() -> Schema:
                     "type": "array",
                     "items": {
                         "type": "string",
-                        "pattern": rf"^\s*({'|'.join(CONSTRAINT_METRICS)}){operators_and_units}",
+                        "pattern": rf"^\s*({'|'.join(STEERING_METRICS)}){operators_and_units}",
                     },
                 },
                 "policies": {

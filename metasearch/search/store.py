@@ -80,7 +80,8 @@ class StudyDescription:
     task: the fields of a TaskSource. teacher: a SOURCE, or the fields of a TeacherSource. warm_start: the names of the
     priors that the search starts from; warm_start_asked: the text that chose them. initial: the fields of a KeptFile
     (of older studies: a path), by the `student.init` that starts from it. source: the fields of the TaskSource of a
-    joint training. features: of the task with its teacher, once the driver has that.
+    joint training. features: of the task with its teacher, once the driver has that. latency: the
+    fields of a KnownLatency, with which trials predict their `latency_ms`.
     """
 
     task: dict[str, Any]
@@ -107,6 +108,7 @@ class StudyDescription:
     features: dict[str, float] = field(default_factory=dict)
     initial: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] | None = None
+    latency: dict[str, Any] | None = None
 
     def parsed_space(self) -> Space:
         """Return the search space as it was when the study was made."""

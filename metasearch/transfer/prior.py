@@ -84,8 +84,8 @@ def prior_of(
             distributions[name] = _covering(distributions.get(name, distribution), distribution)
         state, measured = trial.state, dict[str, float]()
         if state == TrialState.COMPLETE:
-            measured = {**metrics(trial), **dict(zip(names, trial.values, strict=True))}
-            if not all(math.isfinite(measured[name]) for name in names):
+            measured = {**dict(zip(names, trial.values, strict=True)), **metrics(trial)}
+            if not all(map(math.isfinite, trial.values)):
                 state, measured = TrialState.FAIL, {}
         trials.append(PriorTrial(trial.params, measured, state.name.lower(), tuple(curve(trial))))
     return Prior(

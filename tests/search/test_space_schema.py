@@ -46,7 +46,6 @@ def test_what_a_space_writes_keeps_the_schema(preset: str) -> None:
         {"polices": {}},
         {"objectives": []},
         {"objectives": ["accuracy"]},
-        {"objectives": ["latency_ms"]},
         {"objectives": ["test_accuracy"]},
         {"constraints": ["model_bytes <= 3KB"]},
         {"constraints": ["model_bytes == 3"]},

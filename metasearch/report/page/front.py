@@ -119,7 +119,7 @@ def latency_figure(facts: Facts) -> Figure:
         x=metric_axis("latency_ms", x),
         y=metric_axis(first, series.y),
         series=(series,),
-        levels=tuple(_limits(facts, "latency_ms", first)),
+        levels=() if facts.head.description.get("latency") else tuple(_limits(facts, "latency_ms", first)),
         caption="Measured serially after the search, one student after the other, on one thread of onnxruntime: the "
         "median of repeats in thread CPU time; bars are as long as the interquartile range.",
     )
@@ -154,6 +154,9 @@ def _caption(facts: Facts) -> str:
     parts = [f"{drawn:,} of {count:,} complete trials are drawn, all of the front among them."] if drawn < count else []
     if len(facts.objectives) > 2:
         parts.append(f"The front is that of all {len(facts.objectives)} objectives.")
+    predicted = facts.head.description.get("latency")
+    if predicted and "latency_ms" in facts.objectives:
+        parts.append(f"Latencies are predicted for {predicted['device']}.")
     return " ".join(parts)
 
 

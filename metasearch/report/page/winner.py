@@ -14,7 +14,7 @@ from metasearch.report.page.facts import Facts
 from metasearch.report.page.figure import IN_TURN, Axis, Figure, Series, TextTable, words
 from metasearch.report.page.front import ROLES
 from metasearch.report.tables import HEADINGS, metric_text, student_text
-from metasearch.search.names import RESULT
+from metasearch.search.names import MEASURED_MS, RESULT
 from metasearch.search.space import parse_space
 
 STAGE_COLUMNS = ("val_accuracy", "parameters", "macs", "model_bytes")
@@ -91,7 +91,7 @@ def metrics_table(facts: Facts, metrics: Mapping[str, Any]) -> TextTable:
             spread = f" ± {metrics['test_std']:.4f}" if metrics.get("test_std") is not None else ""
             text += f"{spread}, {metrics['test_seeds']} seeds"
         latency = facts.latencies.get(facts.table.cells["number"][facts.front[0]])
-        if name == "latency_ms" and latency:
+        if name == (MEASURED_MS if facts.head.description.get("latency") else "latency_ms") and latency:
             text = f"{latency[0]:.4f} ± {latency[1] / 2:.4f} ms"
         rows.append((words(name), text, metric_text(name, teacher.get(name))))
     return TextTable(("", "winner", "teacher"), tuple(rows), numeric=frozenset({1, 2}))

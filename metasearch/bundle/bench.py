@@ -1,0 +1,272 @@
+"""What bundles cost on this device: latency, throughput, memory and bytes, side by side, from the bundles alone.
+
+Networks are measured in rounds, one after the other within each, so that whatever else the device does hits all alike;
+a session is opened anew in every round, because where its memory comes to lie makes a difference, too.
+Needs onnxruntime, numpy, pillow and the standard library: `python -m metasearch.bundle.bench BUNDLE... > FILE.json`
+runs where no more is installed, and `metasearch bench FILE.json --into STUDY` takes the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metasearch.bundle.contents import MODEL, REFERENCES, Bundle, read_bundle
+from metasearch.bundle.memory import network_memory, runtime_memory
+from metasearch.bundle.predict import open_session
+from metasearch.errors import InputError
+from metasearch.latency.profile import profiled
+
+FORMAT = 1
+BUNDLE = "bundle"
+ROUNDS = 10
+LEAST_RUNS, LEAST_BATCHES = 5, 1
+"""Of one image, and of a batch, in each round, after as many that do not count."""
+PROFILED_RUNS = 60
+BATCHES = (1, 4, 16, 64, 256)
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to measure. role: bundle, teacher or student. digest: SHA-256 of its file. trial: None of a reference.
+
+    model_bytes: of the tensors that it stores, None where that is not known.
+    """
+
+    name: str
+    role: str
+    path: Path
+    digest: str
+    input_shape: tuple[int, ...]
+    study: str
+    trial: int | None = None
+    int8: bool = False
+    model_bytes: int | None = None
+
+    def example(self, batch: int) -> np.ndarray:
+        """Return inputs at rest, noise: what is in them makes no difference."""
+        shape, rng = (batch, *self.input_shape), np.random.default_rng(0)
+        return rng.integers(0, 256, shape, np.uint8) if len(shape) == 4 else rng.random(shape, np.float32)
+
+
+def subjects_of(folders: Sequence[Path]) -> list[Subject]:
+    """Return the networks of bundles, then those of their references, each once: a student may be its own reference.
+
+    Raises as `read_bundle` and `check_model` do.
+    """
+    bundles = [read_bundle(folder) for folder in folders]
+    found = [_own(bundle) for bundle in bundles] + [each for bundle in bundles for each in _references(bundle)]
+    by_digest: dict[str, Subject] = {}
+    for subject in found:
+        by_digest.setdefault(subject.digest, subject)
+    return list(by_digest.values())
+
+
+def _own(bundle: Bundle) -> Subject:
+    study, trial = bundle.provenance["study"], bundle.provenance["trial"]
+    size = bundle.metrics.get("model_bytes")
+    return Subject(
+        bundle.name,
+        BUNDLE,
+        _checked(bundle, MODEL),
+        bundle.files[MODEL],
+        bundle.input_shape,
+        study,
+        trial,
+        bundle.int8,
+        None if size is None else int(size),
+    )
+
+
+def _references(bundle: Bundle) -> Iterator[Subject]:
+    for role, file in REFERENCES.items():
+        if file in bundle.files:
+            study = bundle.provenance["study"]
+            name = f"{study}: teacher" if role == "teacher" else f"{bundle.name}: uncompressed student"
+            yield Subject(name, role, _checked(bundle, file), bundle.files[file], bundle.input_shape, study)
+
+
+def _checked(bundle: Bundle, file: str) -> Path:
+    """Return the path of a network that is safe to open, as far as what is installed here can tell."""
+    if find_spec("onnx") is not None:  # else the bundle's hashes are all that speaks for it
+        from metasearch.bundle.runtime import check_model
+
+        check_model(bundle, file)
+    return bundle.path(file)
+
+
+def bench(
+    subjects: Sequence[Subject],
+    *,
+    threads: Sequence[int],
+    seconds: float = 2.0,
+    images: int = 64,
+    device: str | None = None,
+) -> Report:
+    """Return what networks cost here, as JSON has it.
+
+    threads: of onnxruntime, each number is measured. seconds: for each network and number of threads. images: the most
+    in a batch, for the throughput. device: its name, by default its processor's.
+    """
+    about = about_device(device)
+    costs = {count: _costs(subjects, count, seconds=seconds, images=images) for count in threads}
+    alone = runtime_memory()
+    networks = [
+        {
+            "name": subject.name,
+            "role": subject.role,
+            "digest": subject.digest,
+            "study": subject.study,
+            "trial": subject.trial,
+            "int8": subject.int8,
+            "model_bytes": subject.model_bytes,
+            "file_bytes": subject.path.stat().st_size,
+            "memory_bytes": network_memory(subject.path, subject.example(1)) - alone,
+            "threads": {str(count): found[subject.digest] for count, found in costs.items()},
+            "layers": [layer.plain() for layer in profiled(subject.path, subject.example(1), runs=PROFILED_RUNS)],
+        }
+        for subject in subjects
+    ]
+    about["load_after"] = _load()
+    return {"format": FORMAT, "device": about, "seconds": seconds, "rounds": ROUNDS, "networks": networks}
+
+
+def about_device(name: str | None) -> dict[str, Any]:
+    """Return what measurements should say of the device."""
+    import onnxruntime
+
+    processor = processor_name()
+    return {
+        "name": name or processor,
+        "processor": processor,
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "load_before": _load(),
+    }
+
+
+def processor_name() -> str:
+    """Return what the processor calls itself."""
+    place = Path("/proc/cpuinfo")
+    lines = place.read_text(encoding="utf-8", errors="replace").splitlines() if place.exists() else []
+    names = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return names.get("model name") or names.get("Model") or platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Return on how many cores this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(text: str | None) -> list[int]:
+    """Return what --threads asks for: 1, all, a number; by default 1 and all. Raises InputError for anything else."""
+    if text is None:
+        return sorted({1, cores()})
+    if text == "all":
+        return [cores()]
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError("--threads", "must be all or a whole number of at least 1", text)
+    return [int(text)]
+
+
+def _load() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _costs(subjects: Sequence[Subject], threads: int, *, seconds: float, images: int) -> dict[str, dict[str, Any]]:
+    """Return what is timed of each network, by its digest, with one number of threads."""
+    batches = [batch for batch in BATCHES if batch < images] + [images]
+    latencies: dict[str, list[np.ndarray]] = {subject.digest: [] for subject in subjects}
+    rates: dict[str, list[list[float]]] = {subject.digest: [] for subject in subjects}
+    slice_s = seconds / ROUNDS / 2
+    for _ in range(ROUNDS):
+        for subject in subjects:
+            session = open_session(subject.path, threads=threads)
+            times = np.array(list(_timed(session, subject.example(1), slice_s, least=LEAST_RUNS)))
+            latencies[subject.digest].append(times)
+            rates[subject.digest].append(
+                [_rate(session, subject.example(batch), slice_s / len(batches)) for batch in batches]
+            )
+    return {
+        digest: _summary(latencies[digest], threads) | _throughput(batches, np.array(rates[digest]))
+        for digest in latencies
+    }
+
+
+def _rate(session: Any, example: np.ndarray, seconds: float) -> float:
+    """Return the images a second, by the median run of a batch."""
+    walls = [wall for wall, _ in _timed(session, example, seconds, least=LEAST_BATCHES)]
+    return len(example) / float(np.median(walls))
+
+
+def _timed(session: Any, example: np.ndarray, seconds: float, *, least: int) -> Iterator[tuple[float, float]]:
+    """Yield the seconds of each run, by the wall clock and of this thread's CPU time, until so many have passed."""
+    feed = {"input": example}
+    for _ in range(least):
+        session.run(["logits"], feed)
+    until, runs = time.perf_counter() + seconds, 0
+    while runs < least or time.perf_counter() < until:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        session.run(["logits"], feed)
+        cpu_s, wall_s = time.thread_time() - cpu, time.perf_counter() - wall
+        yield wall_s, cpu_s
+        runs += 1
+
+
+def _summary(rounds: Sequence[np.ndarray], threads: int) -> dict[str, Any]:
+    """Return the latency in ms. rounds: (runs, 2), wall clock and CPU time in seconds. spread: of the rounds' medians,
+    between their quartiles. CPU time of one thread alone: of several it would be the caller's only.
+    """
+    every = 1000 * np.concatenate(rounds)
+    medians = 1000 * np.array([np.median(times, axis=0) for times in rounds])
+    low, high = np.percentile(medians, [25, 75], axis=0)
+    median, p95, p99 = np.percentile(every[:, 0], [50, 95, 99])
+    wall = {"ms": float(median), "spread_ms": float((high - low)[0]), "p95_ms": float(p95), "p99_ms": float(p99)}
+    cpu = {"cpu_ms": float(np.median(medians[:, 1])), "cpu_spread_ms": float((high - low)[1])}
+    return wall | (cpu if threads == 1 else {}) | {"runs": len(every)}
+
+
+def _throughput(batches: Sequence[int], rates: np.ndarray) -> dict[str, Any]:
+    """Return the best batch by its median over the rounds. rates: (rounds, batches), images a second."""
+    medians = np.median(rates, axis=0)
+    best = int(medians.argmax())
+    return {"images_per_s": float(medians[best]), "batch": batches[best]}
+
+
+def main() -> int:
+    """Bench the bundles of the command line and print the report; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m metasearch.bundle.bench", description=__doc__)
+    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
+    parser.add_argument("--threads", help="1, all or a number; 1 and all by default")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each network and number of threads")
+    parser.add_argument("--images", type=int, default=64, help="the most in a batch")
+    parser.add_argument("--device-name")
+    asked = parser.parse_args()
+    report = bench(
+        subjects_of(asked.bundles),
+        threads=threads_of(asked.threads),
+        seconds=asked.seconds,
+        images=asked.images,
+        device=asked.device_name,
+    )
+    sys.stdout.write(json.dumps(report) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The latency of a network on a device: predicted from its operations' shapes, fitted to what `bench` measured."""
