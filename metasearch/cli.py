@@ -49,6 +49,7 @@ from metasearch.meta_command import meta_train
 from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
+from metasearch.serve_command import serve
 from metasearch.store_commands import delete, gc
 from metasearch.submit_command import logs, stop_job, submit_arguments
 from metasearch.transfer_command import transfer
@@ -80,6 +81,7 @@ app.command()(watch)
 app.command()(logs)
 app.command()(dashboard)
 app.command()(doctor)
+app.command()(serve)
 
 
 @app.command()
