@@ -38,7 +38,7 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 OPEN_TO_ALL = {*FILES, "/healthz", "/readyz"}
 """What a token is not asked for: nothing here says anything of the model."""
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -180,7 +180,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
     """Return the request's body. Raises HTTPException for one that is too large, and where the rest does not come."""
     too_large = HTTPException(413, f"the body must have at most {limits.most_bytes} bytes")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limits.most_bytes:
+    if length.isdecimal() and (len(length) > 18 or int(length) > limits.most_bytes):  # int() limits digits, too
         raise too_large
     chunks, size = [], 0
     try:

@@ -29,10 +29,10 @@ def read_parts(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
 
     Raises MultipartError, one line, where the body is cut off, empty or otherwise none.
     """
-    first, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, MOST_PARTS + 1)
+    first, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, MOST_PARTS + 2)
     if not parts or first.strip():
         raise MultipartError("the body must begin with the boundary")
-    if len(parts) > MOST_PARTS:
+    if len(parts) > MOST_PARTS + 1:  # the last one is the end
         raise MultipartError(f"the body must have at most {MOST_PARTS} parts")
     *parts, end = parts
     if not end.startswith(b"--"):
