@@ -3,6 +3,7 @@
 const part = (id) => document.getElementById(id);
 let token = "";
 let mostBytes = Infinity;
+let digest = "";
 let newest = 0; // of several answers on their way, the last asked for is shown
 
 class Refusal extends Error {
@@ -25,10 +26,11 @@ async function ask(path, options = {}) {
   return told;
 }
 
-function showProblem(error) {
-  part("problem").textContent = error.message;
-  part("problem").hidden = false;
-  if (error.status === 401) {
+function showProblem(error, name = "") {
+  const wrongToken = error.status === 401;
+  part("problem").textContent = wrongToken ? "This token is not the service's." : `${name} ${error.message}`.trim();
+  part("problem").hidden = wrongToken && !token; // nothing is wrong yet
+  if (wrongToken) {
     part("access").hidden = false;
     part("token").focus();
   }
@@ -45,7 +47,7 @@ async function showModel() {
   const image = model.input_shape.length === 3;
   const [, height, width] = model.input_shape;
   const input = image ? `images, seen as ${width}×${height} pixels` : `rows of ${model.input_shape[0]} numbers`;
-  mostBytes = model.most_bytes;
+  ({ most_bytes: mostBytes, digest } = model);
   document.title = model.name;
   part("name").textContent = model.name;
   part("about").textContent = `${model.classes.length} classes · ${input} · ${model.digest.slice(0, 12)}`;
@@ -55,18 +57,20 @@ async function showModel() {
   part("vector").hidden = image;
 }
 
-async function predict(body, type, found) {
+async function predict(body, { type, name, found }) {
   const mine = ++newest;
   const started = performance.now();
   part("problem").hidden = true;
   part("answer").classList.add("waiting");
   try {
-    const answer = found(await ask("predict", { method: "POST", body, headers: { "Content-Type": type } }));
-    if (mine === newest) show(answer, performance.now() - started);
+    const answer = await ask("predict", { method: "POST", body, headers: { "Content-Type": type } });
+    const took = performance.now() - started;
+    if (answer.model.digest !== digest) await showModel(); // a newer one is in service
+    if (mine === newest) show(found(answer), took);
   } catch (error) {
     if (mine !== newest) return;
     part("answer").hidden = true;
-    showProblem(error);
+    showProblem(error, error.status === 400 ? name : ""); // a reason of the body's begins with its verb
   } finally {
     part("answer").classList.remove("waiting");
   }
@@ -109,7 +113,8 @@ function take(file) {
     part("answer").hidden = true;
     return showProblem(new Refusal(413, `${file.name} is larger than ${mostBytes / 1e6} MB.`));
   }
-  predict(file, file.type.startsWith("image/") ? file.type : "application/octet-stream", (answer) => answer);
+  const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
+  predict(file, { type, name: file.name, found: (answer) => answer });
 }
 
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
@@ -128,7 +133,8 @@ part("file").addEventListener("change", (event) => {
 part("vector").addEventListener("submit", (event) => {
   event.preventDefault();
   const row = part("row").value.split(/[\s,;]+/).filter((word) => word).map(Number);
-  predict(JSON.stringify({ rows: [row] }), "application/json", (answer) => answer.predictions[0]);
+  const found = (answer) => answer.predictions[0];
+  predict(JSON.stringify({ rows: [row] }), { type: "application/json", name: "", found });
 });
 part("access").addEventListener("submit", (event) => {
   event.preventDefault();
