@@ -20,6 +20,7 @@ from metasearch.completion import complete_space
 from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
+from metasearch.export_command import export
 from metasearch.flags import (
     AsJson,
     BudgetFlags,
@@ -76,6 +77,7 @@ app.add_typer(priors_app, name="priors")
 for reading in (best, studies, trials, compare, importance, transfer, report):
     app.command()(reading)
 app.command()(meta_train)
+app.command()(export)
 app.command()(status)
 app.command()(watch)
 app.command()(logs)

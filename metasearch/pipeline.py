@@ -16,7 +16,7 @@ import torch
 from metasearch.configuration import Configuration
 from metasearch.errors import InputError, TrialFailure
 from metasearch.export import write_onnx
-from metasearch.models.weights import save_weights
+from metasearch.models.weights import save_weights, write_tensors
 from metasearch.records import Config, EpochReport, TrialResult
 from metasearch.run import Run
 from metasearch.stages import compress_and_fine_tune, deploy, distill, measure
@@ -26,6 +26,8 @@ from metasearch.teachers import Teacher
 NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 """How torch's allocator on the CPU, the CUDA driver and cuBLAS or cuDNN say it."""
 WEIGHTS_FILE, ONNX_FILE = "student.safetensors", "model.onnx"
+TUNED_FILE = "tuned.safetensors"
+"""The float tensors that were quantized, where quantization-aware fine-tuning has made others than the student's."""
 
 NO_FILES: Mapping[str, Path] = MappingProxyType({})
 
@@ -101,6 +103,8 @@ def pipeline_steps(
     if save_to is not None:
         save_to.mkdir(parents=True, exist_ok=True)
         save_weights(run.model, save_to / WEIGHTS_FILE, spec=run.spec, task=task)
+        if run.tuned is not None:
+            write_tensors(run.tuned.float_tensors(), save_to / TUNED_FILE, metadata={})
         write_onnx(deployed, save_to / ONNX_FILE, class_names=task.class_names)
     return TrialResult(
         config=dict(config),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class QuantizedNetwork:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K), float32, of inputs at rest, on their device."""
-        return run(self.operations, self.activations[NORMALISED].quantize(self.normalisation(inputs)), self._apply)
+        return run(self.operations, self.activations[NORMALISED].quantize(self.normalisation(inputs)), self.apply)
 
     def stored_tensors(self) -> dict[str, np.ndarray]:
         """Return every tensor that the deployed file stores, by its name there; sparse weights are packed."""
@@ -111,13 +112,23 @@ class QuantizedNetwork:
         """The bytes of all stored tensors (`model_bytes`)."""
         return sum(tensor.nbytes for tensor in self.stored_tensors().values())
 
-    def _apply(self, operation: Operation, *inputs: Tensor) -> Tensor:
+    @cached_property
+    def product_dtypes(self) -> dict[str, torch.dtype]:
+        """Of each operation with weights, by output: in what its products are exact."""
+        return {
+            operation.output: exact_dtype(operation, self.activations[operation.inputs[0]].zero_point)
+            for operation in self.operations
+            if isinstance(operation, (Convolution, Linear))
+        }
+
+    def apply(self, operation: Operation, *inputs: Tensor) -> Tensor:
+        """Return what one operation makes of centred integers: such integers, of the last one the logits."""
         if isinstance(operation, (MaxPool, Flatten)):
             return apply(operation, *inputs)
         source = self.activations[operation.inputs[0]]
         sx = source.scale_on(inputs[0].device)
         if isinstance(operation, (Convolution, Linear)):
-            products = exact_products(operation, inputs[0], source.zero_point)
+            products = exact_products(operation, inputs[0], self.product_dtypes[operation.output])
             scale = sx * self.weight_scales[operation.output].to(sx.device)
             if operation.output == LOGITS:
                 return products * scale
@@ -142,16 +153,23 @@ def weight_zero_name(operation: Linear) -> str:
     return f"weight_zero_point.{len(operation.weight)}"
 
 
-def exact_products(operation: Convolution | Linear, x: Tensor, zero_point: int) -> Tensor:
-    """Return the int32 sums of products and bias, rounded to float32 as onnxruntime rounds them.
+def exact_dtype(operation: Convolution | Linear, zero_point: int) -> torch.dtype:
+    """Return the dtype in which the sums of an operation's products with centred integers are exact.
 
-    x: centred integers. float32 adds integers exactly below 2^24; where the weights allow more, float64 does.
+    float32 adds integers exactly below 2^24; where the weights allow more, float64 does.
     """
     largest = max(zero_point, ACTIVATION_LEVELS - zero_point)
     bound = operation.weight.flatten(1).to(torch.int32).abs().sum(1) * largest
     if operation.bias is not None:
         bound = bound + operation.bias.to(torch.int64).abs()
-    dtype = torch.float32 if int(bound.max()) < 2**24 else torch.float64
+    return torch.float32 if int(bound.max()) < 2**24 else torch.float64
+
+
+def exact_products(operation: Convolution | Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the int32 sums of products and bias, rounded to float32 as onnxruntime rounds them.
+
+    x: centred integers. dtype: of `exact_dtype`.
+    """
     weight, bias = operation.weight.to(dtype), None if operation.bias is None else operation.bias.to(dtype)
     if isinstance(operation, Convolution) and x.is_cuda:
         return unfolded_convolution(operation, x.to(dtype), weight, bias).float()

@@ -40,7 +40,8 @@ class Run:
     """The state of one pipeline run: the network as it stands, and what was recorded on the way.
 
     initial: files of weights by the name of the `student.init` that starts from them, and of a policy network under
-    POLICY_METHOD. source: the task that a joint training is on, too.
+    POLICY_METHOD. source: the task that a joint training is on, too. tuned: the float network that was quantized, where
+    quantization-aware fine-tuning has changed it.
     """
 
     task: Task
@@ -53,6 +54,7 @@ class Run:
     stages: list[StageResult] = field(default_factory=list)
     curve: list[EpochReport] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    tuned: LoweredNetwork | None = None
 
     def __post_init__(self) -> None:
         c = self.configuration

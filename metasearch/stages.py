@@ -26,6 +26,7 @@ from metasearch.quantize import quantize
 from metasearch.records import EpochReport, StageResult
 from metasearch.run import Deployed, Run
 from metasearch.sparse import apply_masks, magnitude_masks, removed_share
+from metasearch.tasks import Task
 
 CALIBRATION_INPUTS = 512
 GRADIENT_INPUTS, GRADIENT_BATCH = 1024, 64
@@ -155,7 +156,8 @@ def deploy(run: Run) -> Generator[EpochReport, None, Deployed]:
 
     A student that loses more than QUANTIZATION_LOSS by int8 is fine-tuned in simulated int8, with BatchNorm folded,
     and the better of the two on validation data is deployed. `run.model` stays the float network from before it, whose
-    weights are saved; the ONNX file holds what is deployed. details["quantization_aware"] says which it is.
+    weights are saved; the ONNX file holds what is deployed. details["quantization_aware"] says which it is: if the
+    tuned one, its float weights are in `run.tuned`.
     """
     started = time.perf_counter()
     network, c = run.deployable(), run.configuration
@@ -163,8 +165,7 @@ def deploy(run: Run) -> Generator[EpochReport, None, Deployed]:
         run.validate(network)
         return network
     lowered = require_int8(network)
-    stride = max(1, len(run.task.train) // CALIBRATION_INPUTS)
-    calibration = run.task.train.inputs[::stride]
+    calibration = calibration_inputs(run.task)
     quantized = quantize(lowered, calibration)
     before = run.validate(quantized)
     metrics = {
@@ -183,9 +184,15 @@ def deploy(run: Run) -> Generator[EpochReport, None, Deployed]:
     better = quantize(tuned.lowered(), calibration)
     run.details["quantization_aware"] = run.validate(better) >= before
     if run.details["quantization_aware"]:
+        run.tuned = tuned.lowered()
         return better
     run.validate(quantized)
     return quantized
+
+
+def calibration_inputs(task: Task) -> Tensor:
+    """Return the training inputs that the ranges of int8 are fitted to: one in so many, CALIBRATION_INPUTS or more."""
+    return task.train.inputs[:: max(1, len(task.train) // CALIBRATION_INPUTS)]
 
 
 def measure(run: Run, deployed: Deployed, *, read_test: bool) -> dict[str, float]:

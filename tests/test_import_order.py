@@ -56,6 +56,7 @@ LAYERS = [
         "doctor_command",
         "doctor_cluster",
         "submit_command",
+        "export_command",
         "watch_command",
         "completion",
         "dashboard_command",

@@ -19,12 +19,14 @@ from metasearch.errors import InputError, TrialFailure
 from metasearch.export import onnx_tensor_bytes
 from metasearch.measure import accuracy, agreement, count_macs, count_parameters
 from metasearch.models import NetworkSpec, build_network
-from metasearch.models.weights import load_weights
+from metasearch.models.lowered import lower
+from metasearch.models.weights import load_weights, read_tensors
 from metasearch.objective import teacher_features
 from metasearch.parameters import FAMILY_NAMES, LOSS_NAMES
-from metasearch.pipeline import ONNX_FILE, WEIGHTS_FILE, pipeline_steps, run_pipeline
+from metasearch.pipeline import ONNX_FILE, TUNED_FILE, WEIGHTS_FILE, pipeline_steps, run_pipeline
 from metasearch.policies import Policy
 from metasearch.prune import total_channels
+from metasearch.quantize import quantize
 from metasearch.records import METRICS, EpochReport, TrialResult
 from metasearch.taps import Tap
 from metasearch.tasks.task import Augmentation, Task
@@ -509,6 +511,24 @@ def test_a_student_that_int8_hurts_is_fine_tuned_in_simulated_int8(monkeypatch: 
     before = next(stage for stage in tuned.stages if stage.stage == "quantize")
     assert tuned.metrics["val_accuracy"] >= before.metrics["val_accuracy"]
     assert tuned.metrics["parameters"] == plain.metrics["parameters"]
+
+
+def test_a_tuned_network_is_kept_in_floats_too_and_quantizes_to_what_is_deployed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(SMALL, save_to=tmp_path / "plain")
+    assert not (tmp_path / "plain" / TUNED_FILE).exists()
+    monkeypatch.setattr(stages, "QUANTIZATION_LOSS", -1.0)  # as if every student had lost that much
+    result = run(SMALL | {"quantization_epochs": 2}, save_to=tmp_path)
+    assert result.details["quantization_aware"]
+    student = lower(load_weights(tmp_path / WEIGHTS_FILE), normalisation=TASK.normalisation, input_shape=(1, 8, 8))
+    tuned = student.with_float_tensors(read_tensors(tmp_path / TUNED_FILE)[1])
+    deployed = onnx_logits(tmp_path / ONNX_FILE, TASK.validation.inputs)
+    remade = quantize(tuned, stages.calibration_inputs(TASK))(TASK.validation.inputs)
+    assert agreement(remade, deployed) >= 0.98
+    assert not torch.allclose(quantize(student, stages.calibration_inputs(TASK))(TASK.validation.inputs), remade)
+    with pytest.raises(ValueError, match="must hold the weights and biases of this network"):
+        student.with_float_tensors({})
 
 
 def test_unlabelled_inputs_teach_what_the_labels_do_not() -> None:

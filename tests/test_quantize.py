@@ -13,6 +13,7 @@ from metasearch.quantize import (
     SMALLEST_SCALE,
     WEIGHT_LIMIT,
     Quantization,
+    exact_dtype,
     exact_products,
     fit_range,
     quantize,
@@ -102,7 +103,8 @@ def test_products_equal_int64_arithmetic_below_and_above_two_to_the_24(largest_w
     bias = torch.tensor([5, -7, 1], dtype=torch.int32)
     exact = x @ weight.long().T + bias
     assert (int(exact.max()) > 2**24) == (largest_weight == WEIGHT_LIMIT)
-    products = exact_products(Linear(("a",), "b", weight, bias), x.float(), 0)
+    linear = Linear(("a",), "b", weight, bias)
+    products = exact_products(linear, x.float(), exact_dtype(linear, 0))
     assert torch.equal(products, exact.to(torch.int32).float())
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -121,6 +121,29 @@ class LoweredNetwork:
     def stored_bytes(self) -> int:
         """The bytes of all stored tensors (`model_bytes`)."""
         return sum(tensor.nbytes for tensor in self.stored_tensors().values())
+
+    def float_tensors(self) -> dict[str, Tensor]:
+        """Return every weight and bias, dense, by its operation's output and its own name."""
+        return {
+            f"{operation.output}.{name}": tensor
+            for operation in self.operations
+            if isinstance(operation, (Convolution, Linear))
+            for name, tensor in (("weight", operation.weight), ("bias", operation.bias))
+            if tensor is not None
+        }
+
+    def with_float_tensors(self, tensors: Mapping[str, Tensor]) -> LoweredNetwork:
+        """Return the network with other weights and biases, of the same names and shapes; else raises ValueError."""
+        own = self.float_tensors()
+        if {name: tensor.shape for name, tensor in tensors.items()} != {n: t.shape for n, t in own.items()}:
+            raise ValueError("must hold the weights and biases of this network")
+        operations = tuple(
+            replace(o, weight=tensors[f"{o.output}.weight"], bias=tensors.get(f"{o.output}.bias"))
+            if isinstance(o, (Convolution, Linear))
+            else o
+            for o in self.operations
+        )
+        return replace(self, operations=operations)
 
 
 def normalisation_tensors(normalisation: Normalisation, input_shape: tuple[int, ...]) -> dict[str, np.ndarray]:

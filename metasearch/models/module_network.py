@@ -80,7 +80,7 @@ def require_int8(network: LoweredNetwork | ModuleNetwork) -> LoweredNetwork:
     return network
 
 
-class _FromRest(nn.Module):
+class FromRest(nn.Module):
     """The normalisation, with its two tensors stored, before the module."""
 
     scale: Tensor
@@ -109,7 +109,7 @@ def exported_module(network: ModuleNetwork, *, opset: int, ir_version: int) -> o
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         try:
             program: Any = torch.onnx.export(
-                _FromRest(network).eval(),
+                FromRest(network).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=opset,

@@ -1,0 +1,177 @@
+"""Whether a deployed file computes what the trained network does: its logits on validation data, and where they part.
+
+Symbols: N images (or vectors), K classes; logits (N, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metasearch.bundle.contents import MODEL, PROGRAM, WEIGHTS, Bundle
+from metasearch.bundle.predict import logits_of, open_session
+from metasearch.bundle.program import exported_program, open_program
+from metasearch.errors import InputError
+from metasearch.measure import accuracy, agreement, predict
+from metasearch.models.lowered import LOGITS, NORMALISED, LoweredNetwork, Operation, apply, run
+from metasearch.models.module_network import ModuleNetwork
+from metasearch.models.weights import load_weights
+from metasearch.quantize import QuantizedNetwork
+from metasearch.run import Deployed
+from metasearch.tasks.task import Normalisation
+from metasearch.teachers.exported import node_names, node_values
+from metasearch.teachers.onnx_file import open_onnx
+
+FLOAT_TOLERANCE = 1e-4
+"""The largest difference of a logit in float32: two programs add the same products in another order."""
+INT8_AGREEMENT = 0.995
+"""The least share of inputs to which an int8 network gives the same class: ties round otherwise on another CPU."""
+COMPARED = 64
+"""Inputs, those that differ most, on which the layer is looked for where two networks part."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near a deployed file is to the trained network.
+
+    images: N. val_accuracy: of the deployed file on them. top1_agreement: the share with the same class. tolerance: in
+    float the most that largest_difference, of a logit, may be; in int8 the least that top1_agreement may be.
+    float_agreement: of an int8 file with the float network.
+    """
+
+    images: int
+    val_accuracy: float
+    top1_agreement: float
+    largest_difference: float
+    tolerance: float
+    float_agreement: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return it as bundle.json holds it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def breach(self, *, int8: bool) -> str | None:
+        """Return the rule that is broken, with what was found, in a few words; None where the networks are the same."""
+        if int8 and not self.top1_agreement >= self.tolerance:
+            return f"must give {self.tolerance:.1%} of {self.images} inputs the class, got {self.top1_agreement:.4%}"
+        if not int8 and not self.largest_difference <= self.tolerance:  # NaN is no agreement either
+            return f"must give the logits of {self.images} inputs to {self.tolerance:g}, got {self.largest_difference:.3g}"
+        return None
+
+
+def measured_parity(
+    deployed: Tensor, reference: Tensor, labels: Tensor, *, int8: bool, in_float: Tensor | None = None
+) -> Parity:
+    """Return how near the deployed logits (N, K) are to the reference's. in_float: logits of the float network."""
+    return Parity(
+        images=len(labels),
+        val_accuracy=accuracy(deployed, labels),
+        top1_agreement=agreement(deployed, reference),
+        largest_difference=float((deployed - reference).abs().max()),
+        tolerance=INT8_AGREEMENT if int8 else FLOAT_TOLERANCE,
+        float_agreement=None if in_float is None else agreement(deployed, in_float),
+    )
+
+
+def compare(bundle: Bundle, inputs: Tensor, labels: Tensor) -> Parity:
+    """Return how near a bundle's ONNX file is to its own program of torch, and to its float weights where int8.
+
+    inputs: at rest, (N, ...). The weights are read for our own families only: those of a user's run code.
+    Raises InputError for a file that is damaged or breaks a rule.
+    """
+    in_float = None
+    if bundle.int8:
+        network = load_weights(bundle.path(WEIGHTS))
+        scale, shift = (tuple(bundle.normalisation[name]) for name in ("scale", "shift"))
+        in_float = predict(network, inputs, prepare=Normalisation(scale, shift))
+    deployed, reference = onnx_logits(bundle.path(MODEL), inputs), predict(open_program(bundle.path(PROGRAM)), inputs)
+    return measured_parity(deployed, reference, labels, int8=bundle.int8, in_float=in_float)
+
+
+def onnx_logits(model: Path, inputs: Tensor) -> Tensor:
+    """Return the logits (N, K) that onnxruntime computes from an ONNX file."""
+    session = open_session(model)
+    return predict(lambda batch: torch.from_numpy(logits_of(session, batch.numpy())), inputs)
+
+
+def require_parity(
+    network: Deployed, model: Path, inputs: Tensor, labels: Tensor, *, place: str, in_float: Tensor | None = None
+) -> Parity:
+    """Return how near an ONNX file is to the network that it was written from.
+
+    place: how an error names the file. in_float: logits of the float network, for an int8 one.
+    Raises InputError, which names the first layer where they part, beyond the tolerance.
+    """
+    deployed, reference = onnx_logits(model, inputs), predict(network, inputs)
+    int8 = isinstance(network, QuantizedNetwork)
+    parity = measured_parity(deployed, reference, labels, int8=int8, in_float=in_float)
+    if breach := parity.breach(int8=int8):
+        worst = (deployed - reference).abs().amax(dim=1).nan_to_num(torch.inf).topk(min(COMPARED, len(inputs))).indices
+        layer = parting_layer(network, model, inputs[worst], place=place)
+        raise InputError(place, f"is not the network that was trained: {breach}; they part at {layer}")
+    return parity
+
+
+def parting_layer(network: Deployed, model: Path, inputs: Tensor, *, place: str) -> str:
+    """Return the ONNX name of the first value that a file computes otherwise than the network; the logits if none.
+
+    Values may differ by FLOAT_TOLERANCE of their size, in int8 by one level. The file's names are those of the lowered
+    operations; of a module that was exported they are those of torch.export's nodes, as far as both have them.
+    Raises InputError for a file without these names.
+    """
+    import onnx
+
+    with torch.inference_mode():
+        if isinstance(network, ModuleNetwork):
+            expected = _module_values(network, inputs)
+            written = [name for node in onnx.load(model, load_external_data=False).graph.node for name in node.output]
+            expected = {name: expected[name] for name in written if name in expected}
+        else:
+            expected = dict(_values(network, inputs))
+    found = open_onnx(model, place=place, shown=list(expected)).values(inputs)
+    for name, value in expected.items():
+        other = found[name]
+        if isinstance(other, Tensor) and other.shape == value.shape:
+            size = 1.0 if name.endswith(LEVELS) else FLOAT_TOLERANCE * max(1.0, float(value.abs().max()))
+            if not float((other.float() - value).abs().max()) <= size:
+                return name.removesuffix(LEVELS)
+    return LOGITS
+
+
+LEVELS = "_uint8"
+"""After the names of int8 values in the file, which holds each in floats, too."""
+
+
+def _values(network: LoweredNetwork | QuantizedNetwork, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield what the network computes, by its name in the file: floats, or levels from 0 to 255."""
+    kept: list[tuple[str, Tensor]] = []
+    normalised = network.normalisation(inputs)
+
+    def keep(name: str, value: Tensor) -> Tensor:
+        if isinstance(network, QuantizedNetwork) and name != LOGITS:
+            kept.append((f"{name}{LEVELS}", value + network.activations[name].zero_point))
+        else:
+            kept.append((name, value))
+        return value
+
+    step: Callable[..., Tensor] = apply
+    if isinstance(network, QuantizedNetwork):
+        normalised, step = network.activations[NORMALISED].quantize(normalised), network.apply
+
+    def observed(operation: Operation, *values: Tensor) -> Tensor:
+        return keep(operation.output, step(operation, *values))
+
+    run(network.operations, keep(NORMALISED, normalised), observed)
+    yield from kept
+
+
+def _module_values(network: ModuleNetwork, inputs: Tensor) -> Mapping[str, Tensor]:
+    """Return what the nodes of the exported module compute, by name."""
+    program = exported_program(network).module()
+    values = node_values(program, node_names(program), inputs)
+    return {name: value for name, value in values.items() if isinstance(value, Tensor) and value.is_floating_point()}

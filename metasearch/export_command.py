@@ -1,0 +1,132 @@
+"""`metasearch export`: a trial of a study as a bundle, a folder that can be shipped, checked, run and served."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metasearch.errors import InputError
+from metasearch.flags import AsJson, DataRoot, StorageUrl, StudyName
+
+if TYPE_CHECKING:
+    from metasearch.bundle.choosing import Chosen
+    from metasearch.bundle.contents import Bundle
+    from metasearch.tasks import Task
+
+
+def export(
+    study: StudyName,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The new folder of the bundle.")],
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the front's best one.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="EXPR", help="As of `best`: the best trial that keeps it; repeat.")
+    ] = None,
+    references: Annotated[
+        bool, typer.Option("--references", help="Add the teacher and the uncompressed student, which is trained.")
+    ] = False,
+    executorch: Annotated[
+        bool, typer.Option("--executorch", help="Add model.pte for phones (extra `executorch`).")
+    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Run the trial's pipeline again for its files.")] = False,
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the data; into the model card.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+    storage: StorageUrl = None,
+) -> None:
+    """Write a trial as a bundle: ONNX file, torch program, weights, model card, predict.py.
+
+    Without --trial it is the best of the front by the first objective. Nothing is written unless the ONNX file gives
+    the logits of the trained network on the validation data, and the accuracy that the trial recorded.
+
+    Example: metasearch export STUDY --where "model_bytes <= 25kB" --to bundle
+    """
+    if trial is not None and where:
+        raise InputError("--where", "cannot stand beside --trial", where[0])
+    from rich.console import Console
+
+    from metasearch.bundle.choosing import choose_trial, trial_files
+    from metasearch.bundle.writing import check_target, write_bundle
+    from metasearch.report.database import open_database
+    from metasearch.report.where import parse_all
+    from metasearch.search.store import open_storage, storage_url
+    from metasearch.tasks import TaskSource, load_task
+
+    messages = Console(stderr=True, highlight=False)
+
+    def tell(line: str) -> None:
+        messages.print(line, markup=False, soft_wrap=True)
+
+    check_target(to, force=force)
+    url = storage_url(storage)
+    database = open_database(url)
+    chosen = choose_trial(open_storage(url), database, study, number=trial, where=parse_all(where or []))
+    tell(f"{chosen.place}: {chosen.why}")
+    with ExitStack() as stack:
+        files = {} if rebuild else trial_files(chosen)
+        source = TaskSource(**chosen.description.task)
+        task = load_task(source if data_root is None else replace(source, data_root=data_root))
+        if rebuild:
+            made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="metasearch-rebuilt-")))
+            chosen = _rebuilt(chosen, task, made, tell)
+            files = {file.name: file for file in made.iterdir()}
+        bundle = write_bundle(
+            chosen,
+            files,
+            task,
+            to,
+            licence=licence,
+            force=force,
+            references=references,
+            portable=executorch,
+            rebuilt=rebuild,
+            tell=tell,
+        )
+    if as_json:
+        typer.echo(json.dumps(_record(bundle, chosen.why)))
+    else:
+        tell(_parity_line(bundle))
+        typer.echo(str(to))
+
+
+def _rebuilt(chosen: Chosen, task: Task, made: Path, tell: Callable[[str], None]) -> Chosen:
+    """Return the trial with the result of its pipeline run again, whose files are in `made`."""
+    from metasearch.bundle.again import run_again
+
+    tell("its pipeline is run again")
+    result = run_again(chosen.description, task, chosen.result.config, seed=chosen.result.seed, save_to=made)
+    before, now = (each.metrics["val_accuracy"] for each in (chosen.result, result))
+    if before != now:
+        tell(f"validation accuracy {now:.4f}, {before:.4f} in the search: another machine or version computes otherwise")
+    return replace(chosen, result=result)
+
+
+def _parity_line(bundle: Bundle) -> str:
+    p = bundle.parity
+    text = (
+        f"{p['images']:,} validation inputs: accuracy {p['val_accuracy']:.4f}, class of the trained network for "
+        f"{p['top1_agreement']:.2%}, logits {p['largest_difference']:.2g} apart at most"
+    )
+    return text + (f", class of the float network for {p['float_agreement']:.2%}" if bundle.int8 else "")
+
+
+def _record(bundle: Bundle, why: str) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.folder),
+        "name": bundle.name,
+        "why": why,
+        "int8": bundle.int8,
+        "opset": bundle.opset,
+        "metrics": dict(bundle.metrics),
+        "final": dict(bundle.final),
+        "parity": dict(bundle.parity),
+        "files": dict(bundle.files),
+        "digest": bundle.digest,
+    }
