@@ -24,6 +24,7 @@ from tests.bench import (
     queries,
     report,
     scale,
+    serve,
     sinusoid,
     strategies,
     throughput,
@@ -53,6 +54,7 @@ STUDIES = {
     "faults": faults.run,
     "drivers": drivers.run,
     "scale": scale.run,
+    "serve": serve.run,
 }
 """What is measured of the methods, or with a cluster, rather than of the program's speed: by name only."""
 
