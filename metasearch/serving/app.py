@@ -234,7 +234,9 @@ def _guarded(app: ASGIApp, *, token: str | None, hosts: Collection[str] | None) 
             if hosts is not None and headers.get("host", "") not in hosts:
                 refusal = HTTPException(403, "this service is for this machine, by its own name")
             elif token is not None and scope["path"] not in OPEN_TO_ALL and not _is_bearer(headers, token):
-                refusal = HTTPException(401, "needs the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+                refusal = HTTPException(
+                    401, "needs the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+                )
         if refusal is None:
             await app(scope, receive, send)
         else:

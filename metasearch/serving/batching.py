@@ -18,22 +18,27 @@ MOST_BATCH_BYTES = 16 * 10**6
 """A batch goes without its next body if both are more than that: it is copied, and kept until it is answered."""
 
 
+BATCHES_A_REPLICA = 2
+"""One runs, the next is on its way."""
+
+
 class NoAnswerError(Exception):
     """The replica that had the batch died or took too long."""
 
 
 class Batcher:
-    """Sends bodies in batches of at most `most` to `predict`, at most `slots` batches at once.
+    """Sends bodies in batches of at most `most` to `predict`, behind which so many replicas are.
 
-    wait_s: how long a body that finds a free slot waits for others to go with.
-    on_batch: is told the size of each batch.
+    wait_s: how long a body that finds a free replica waits for others to go with. on_batch: is told each batch's size.
+    A busy replica gets one batch ahead, so that it need not wait for it, but only one that is half full or more: a
+    batch costs Ray milliseconds, however small it is.
     """
 
     def __init__(
-        self, predict: Predict, *, most: int, slots: int, wait_s: float, on_batch: Callable[[int], object]
+        self, predict: Predict, *, most: int, replicas: int, wait_s: float, on_batch: Callable[[int], object]
     ) -> None:
         self._predict, self._most, self._wait_s, self._on_batch = predict, most, wait_s, on_batch
-        self._free = slots
+        self._replicas = replicas
         self._waiting: deque[tuple[bytes, asyncio.Future[Answer]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -63,11 +68,16 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and self._free:
-            self._free -= 1
+        while self._may_send():
             task = asyncio.get_running_loop().create_task(self._run(self._next_batch()))
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            task.add_done_callback(self._ended)
+
+    def _may_send(self) -> bool:
+        if len(self._running) >= self._replicas * BATCHES_A_REPLICA:
+            return False
+        fewest = 1 if len(self._running) < self._replicas else max(1, self._most // 2)
+        return len(self._waiting) >= fewest
 
     def _next_batch(self) -> list[tuple[bytes, asyncio.Future[Answer]]]:
         batch = [self._waiting.popleft()]
@@ -91,6 +101,7 @@ class Batcher:
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
-        finally:
-            self._free += 1
-            self._send()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._send()

@@ -23,9 +23,7 @@ class Metrics:
             buckets=LATENCIES_S,
             registry=own,
         )
-        self.batches = Histogram(
-            "metasearch_batch_size", "Requests in a batch.", buckets=BATCH_SIZES, registry=own
-        )
+        self.batches = Histogram("metasearch_batch_size", "Requests in a batch.", buckets=BATCH_SIZES, registry=own)
         self.waiting = Gauge("metasearch_waiting_requests", "Predictions that are not answered yet.", registry=own)
         self.reloads = Counter("metasearch_reloads", "Bundles asked for by SIGHUP.", ("result",), registry=own)
         self._model = Gauge("metasearch_model_info", "The bundle in service.", ("name", "digest"), registry=own)

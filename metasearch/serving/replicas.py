@@ -25,11 +25,9 @@ from metasearch.bundle.runtime import Classifier, check_model, open_bundle
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.functions import first_line
 from metasearch.serving.answers import Answer, answer_bodies
-from metasearch.serving.batching import MOST_BATCH_BYTES, NoAnswerError, Predict
+from metasearch.serving.batching import BATCHES_A_REPLICA, MOST_BATCH_BYTES, NoAnswerError, Predict
 
 ANSWER_S = 60.0
-BATCHES_A_REPLICA = 2
-"""One runs, the next is on its way."""
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     # its name is of other systems, its effect here is that Ray's node has the address 127.0.0.1, which ray.init refuses
@@ -62,14 +60,10 @@ class Replica:
 
 
 class Replicas:
-    """The applications of Ray Serve. number, threads: replicas of each, and threads of each replica's onnxruntime.
-
-    slots: batches that may be on their way to an application at once.
-    """
+    """The applications of Ray Serve. number, threads: replicas of each, and threads of each replica's onnxruntime."""
 
     def __init__(self, *, number: int, threads: int) -> None:
-        self._number, self._threads = number, threads
-        self.slots = number * BATCHES_A_REPLICA
+        self.number, self._threads = number, threads
         self._names = (f"model-{index}" for index in count())
 
     async def check(self, folder: Path) -> Checked:
@@ -107,7 +101,7 @@ class Replicas:
 
         deployment = serve.deployment(
             Replica,
-            num_replicas=self._number,
+            num_replicas=self.number,
             max_ongoing_requests=BATCHES_A_REPLICA,
             max_constructor_retry_count=1,
             ray_actor_options={"num_cpus": 0},  # the old and the new ones share the machine for a while

@@ -25,9 +25,9 @@ Tell = Callable[[str], None]
 
 
 class Source(Protocol):
-    """Where models come from: `replicas.Replicas`."""
+    """Where models come from: `replicas.Replicas`. number: of replicas of each."""
 
-    slots: int
+    number: int
 
     async def check(self, folder: Path) -> Checked:
         """Return the bundle in a folder, checked completely. Raises MetasearchError."""
@@ -59,7 +59,9 @@ def bound(host: str, port: int) -> socket.socket:
         found.bind((host, port))
     except OSError as error:
         found.close()
-        raise InputError("--host, --port", f"must be free ({error.strerror}); port 0 takes any", (host, port)) from error
+        raise InputError(
+            "--host, --port", f"must be free ({error.strerror}); port 0 takes any", (host, port)
+        ) from error
     return found
 
 
@@ -110,7 +112,7 @@ async def opened(source: Source, checked: Checked, limits: Limits, metrics: Metr
     batcher = Batcher(
         predict,
         most=limits.most_batch,
-        slots=source.slots,
+        replicas=source.number,
         wait_s=limits.batch_wait_s,
         on_batch=metrics.batches.observe,
     )

@@ -18,7 +18,21 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "ICO", "PPM")
 """The six that are read, and two that are not."""
 MODES = ("L", "RGB", "RGBA", "P", "1", "I;16", "LA", "CMYK")
 FORM = "multipart/form-data; boundary=xyz"
-TOKENS = (b"\x00", b"\xff" * 4, b"\r\n", b"\r\n--xyz", b"--", b'"', b"]", b"[" * 50, b"}", b"NaN", b"1e999", b"-", b"9" * 400)
+TOKENS = (
+    b"\x00",
+    b"\xff" * 4,
+    b"\r\n",
+    b"\r\n--xyz",
+    b"--",
+    b'"',
+    b"]",
+    b"[" * 50,
+    b"}",
+    b"NaN",
+    b"1e999",
+    b"-",
+    b"9" * 400,
+)
 TYPES = ("image/png", "image/jpeg", "image/gif", "application/octet-stream", "image/", "image/png; charset=x")
 STRANGE_TYPES = ("", "text/plain", "multipart/form-data", "multipart/form-data; boundary=", "é", "application/json")
 

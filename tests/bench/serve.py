@@ -73,7 +73,9 @@ def run(*, quick: bool) -> Verdict:
         (f"{QUICK_RELOADS if quick else RELOADS} reloads under load", *_counts(reloaded), ""),
         *((f"malformed {kind}", *_counts(outcome), "") for kind, outcome in fed.items()),
     ]
-    print_table("Under stress", ("", "answered", "p99 ms", "statuses", "memory"), table, [f"processes that died: {died}"])
+    print_table(
+        "Under stress", ("", "answered", "p99 ms", "statuses", "memory"), table, [f"processes that died: {died}"]
+    )
     wrong = _wrong(kept, "200") + _wrong(reloaded, "200") + sum(_wrong(o, "200", "4") for o in fed.values())
     text = (
         f"{wrong} requests failed that should not, {died} processes died; "
@@ -214,9 +216,7 @@ def _reloaded(
     return _together(outcomes)
 
 
-def _fed_with_rubbish(
-    folder: Path, program: Program, vectors: Path, *, quick: bool
-) -> tuple[dict[str, Outcome], int]:
+def _fed_with_rubbish(folder: Path, program: Program, vectors: Path, *, quick: bool) -> tuple[dict[str, Outcome], int]:
     """Send malformed bodies, first to a network of images, then to one of vectors; return answers and deaths."""
     count = QUICK_BODIES if quick else BODIES
     rng = np.random.default_rng(SEED)

@@ -120,7 +120,7 @@ def make_bundle(name: str = "pets-trial-3", *, shape: tuple[int, ...] = (1, 8, 8
 def make_batcher(predict: Predict, *, metrics: Metrics | None = None, limits: Limits | None = None) -> Batcher:
     limits = limits or Limits()
     observe: Callable[[int], object] = (metrics or Metrics()).batches.observe
-    return Batcher(predict, most=limits.most_batch, slots=2, wait_s=limits.batch_wait_s, on_batch=observe)
+    return Batcher(predict, most=limits.most_batch, replicas=1, wait_s=limits.batch_wait_s, on_batch=observe)
 
 
 def make_service(

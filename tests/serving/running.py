@@ -100,7 +100,9 @@ class Connection:
         """Return a request's bytes: POST where it has a body."""
         if body is None:
             return f"GET {path} HTTP/1.1\r\n{self._head}\r\n".encode("latin-1")
-        head = f"POST {path} HTTP/1.1\r\n{self._head}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\n{self._head}Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         return head.encode("latin-1") + body
 
     async def send(self, request: bytes) -> tuple[int, bytes]:

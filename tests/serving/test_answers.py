@@ -128,7 +128,9 @@ def test_json_that_holds_no_rows_is_refused_with_a_reason(body: bytes, reason: s
     assert "\n" not in str(refused.value)
 
 
-@given(st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1))
+@given(
+    st.lists(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=3, max_size=3), min_size=1)
+)
 def test_rows_come_through_json_unchanged(rows: list[list[float]]) -> None:
     found = read_json_rows(json.dumps({"rows": rows}).encode(), 3)
     assert found.dtype == np.float32

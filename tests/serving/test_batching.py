@@ -30,8 +30,8 @@ def batched(test: Callable[[Replica], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-def make(replica: Replica, *, most: int = 4, slots: int = 1, wait_s: float = 0.0) -> Batcher:
-    return Batcher(replica.predict, most=most, slots=slots, wait_s=wait_s, on_batch=lambda size: None)
+def make(replica: Replica, *, most: int = 4, replicas: int = 1, wait_s: float = 0.0) -> Batcher:
+    return Batcher(replica.predict, most=most, replicas=replicas, wait_s=wait_s, on_batch=lambda size: None)
 
 
 def letters(text: str) -> list[bytes]:
@@ -48,11 +48,13 @@ def test_what_comes_while_the_replica_is_busy_goes_together() -> None:
     async def test(replica: Replica) -> None:
         batcher = make(replica)
         tasks = await ask_each(batcher, "a")
-        tasks += await ask_each(batcher, "bcdefg")
+        tasks += await ask_each(batcher, "b")
         assert replica.batches == [letters("a")]
+        tasks += await ask_each(batcher, "cdefgh")
+        assert replica.batches == [letters("a"), letters("bcde")]  # half full or more: the next is on its way
         replica.released.set()
-        assert [await task for task in tasks] == [[letter] for letter in "abcdefg"]
-        assert replica.batches == [letters("a"), letters("bcde"), letters("fg")]
+        assert [await task for task in tasks] == [[letter] for letter in "abcdefgh"]
+        assert replica.batches == [letters("a"), letters("bcde"), letters("fgh")]
 
     batched(test)
 
@@ -80,14 +82,14 @@ def test_a_full_batch_waits_no_longer() -> None:
     batched(test)
 
 
-def test_no_more_batches_than_slots_are_on_their_way() -> None:
+def test_each_replica_has_one_batch_ahead_and_no_more() -> None:
     async def test(replica: Replica) -> None:
-        batcher = make(replica, most=1, slots=2)
-        tasks = await ask_each(batcher, "abcde")
-        assert replica.batches == [letters("a"), letters("b")]
+        batcher = make(replica, most=1, replicas=2)
+        tasks = await ask_each(batcher, "abcdefg")
+        assert replica.batches == [letters("a"), letters("b"), letters("c"), letters("d")]
         replica.released.set()
         await asyncio.gather(*tasks)
-        assert len(replica.batches) == 5
+        assert len(replica.batches) == 7
 
     batched(test)
 
@@ -110,7 +112,7 @@ def test_a_batch_that_fails_fails_for_its_own_bodies_alone() -> None:
                 raise NoAnswerError("died")
             return [body.decode() for body in bodies]
 
-        batcher = Batcher(predict, most=1, slots=1, wait_s=0, on_batch=lambda size: None)
+        batcher = Batcher(predict, most=1, replicas=1, wait_s=0, on_batch=lambda size: None)
         first, second, third = await ask_each(batcher, "abc")
         assert (await first, await third) == (["a"], ["c"])
         with pytest.raises(NoAnswerError, match="died"):

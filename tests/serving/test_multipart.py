@@ -60,7 +60,8 @@ def test_the_boundary_stands_in_the_content_type(content_type: str, boundary: by
 
 
 @pytest.mark.parametrize(
-    "content_type", ["multipart/form-data", "multipart/form-data; boundary=", f"multipart/x; boundary={'a' * 71}", "é;;="]
+    "content_type",
+    ["multipart/form-data", "multipart/form-data; boundary=", f"multipart/x; boundary={'a' * 71}", "é;;="],
 )
 def test_a_content_type_without_a_boundary_is_refused(content_type: str) -> None:
     with pytest.raises(MultipartError, match="must name a boundary"):

@@ -101,7 +101,9 @@ def test_a_person_drops_an_image_and_sees_its_classes_as_bars(opened: Browser) -
         assert opened.evaluate(BARS) == [[name, f"{100 * share:.1f} %"] for name, share in CLASSES]
         widths = opened.evaluate(WIDTHS)
         assert widths[0] / widths[1] == pytest.approx(0.7 / 0.2, rel=0.05)
-        opened.wait("document.getElementById('picture').naturalWidth === 28 && !document.getElementById('picture').hidden")
+        opened.wait(
+            "document.getElementById('picture').naturalWidth === 28 && !document.getElementById('picture').hidden"
+        )
         assert opened.messages == []
         paths = {asked.removeprefix(address) for asked in opened.requests if asked.startswith("http")}
         assert paths == {"/", "/page.css", "/page.js", "/model", "/predict"}

@@ -23,7 +23,7 @@ class Models:
     """Models that answer with their own name; bad ones are refused."""
 
     offered: list[str]
-    slots: int = 1
+    number: int = 1
     removed: list[str] = field(default_factory=list)
 
     async def check(self, folder: Path) -> Checked:
