@@ -104,9 +104,7 @@ def _rebuilt(chosen: Chosen, task: Task, made: Path, tell: Callable[[str], None]
     result = run_again(chosen.description, task, chosen.result.config, seed=chosen.result.seed, save_to=made)
     before, now = (each.metrics["val_accuracy"] for each in (chosen.result, result))
     if before != now:
-        tell(
-            f"validation accuracy {now:.4f}, {before:.4f} in the search: another machine or version computes otherwise"
-        )
+        tell(f"validation accuracy {now:.4f}, {before:.4f} in the search: another machine or version computes otherwise")
     return replace(chosen, result=result)
 
 

@@ -163,11 +163,7 @@ def _training(chosen: Chosen, c: Configuration) -> list[str]:
     ]
     headings = ["stage", "seconds", "validation accuracy", "parameters", "MACs", "bytes"]
     configuration = yaml.safe_dump(dict(chosen.result.config), sort_keys=True, allow_unicode=True)
-    return [
-        text,
-        _table(headings, rows),
-        f"Its configuration, seed {chosen.result.seed}:\n\n```yaml\n{configuration}```",
-    ]
+    return [text, _table(headings, rows), f"Its configuration, seed {chosen.result.seed}:\n\n```yaml\n{configuration}```"]
 
 
 def _controls(chosen: Chosen) -> str:

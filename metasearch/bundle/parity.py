@@ -60,9 +60,7 @@ class Parity:
         if int8 and not self.top1_agreement >= self.tolerance:
             return f"must give {self.tolerance:.1%} of {self.images} inputs the class, got {self.top1_agreement:.4%}"
         if not int8 and not self.largest_difference <= self.tolerance:  # NaN is no agreement either
-            return (
-                f"must give the logits of {self.images} inputs to {self.tolerance:g}, got {self.largest_difference:.3g}"
-            )
+            return f"must give the logits of {self.images} inputs to {self.tolerance:g}, got {self.largest_difference:.3g}"
         return None
 
 

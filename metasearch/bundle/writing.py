@@ -170,7 +170,9 @@ def _described(
         "seed": result.seed,
         "metrics": _finite(result.metrics),
         "final": _finite(chosen.final),
-        "stages": [{"stage": s.stage, "seconds": s.seconds, "metrics": _finite(s.metrics)} for s in result.stages],
+        "stages": [
+            {"stage": s.stage, "seconds": s.seconds, "metrics": _finite(s.metrics)} for s in result.stages
+        ],
         "provenance": {
             "study": chosen.study,
             "trial": chosen.number,

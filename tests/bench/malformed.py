@@ -104,20 +104,7 @@ def _whole_images(rng: np.random.Generator) -> list[bytes]:
 
 def _mutated(rng: np.random.Generator, content: bytes) -> bytes:
     for _ in range(int(rng.integers(1, 5))):
-        start, end = sorted(int(place) for place in rng.integers(0, len(content) + 1, 2))
-        change: Callable[[], bytes] = _choose(
-            rng,
-            [
-                lambda: content[:start],
-                lambda: content[:start] + content[end:],
-                lambda: content[:start] + _choose(rng, TOKENS) + content[start:],
-                lambda: content[:start] + rng.bytes(4) + content[start + 4 :],
-                lambda: content[:start] + bytes([rng.integers(256)]) + content[start + 1 :],
-                lambda: content + content[start:end],
-                lambda: _bits_flipped(rng, content),
-            ],
-        )
-        content = change()
+        content = _choose(rng, MUTATIONS)(rng, content, *sorted(int(n) for n in rng.integers(0, len(content) + 1, 2)))
     return content[:200_000]
 
 
@@ -163,3 +150,16 @@ def _noise(rng: np.random.Generator) -> bytes:
 
 def _choose(rng: np.random.Generator, items: Sequence[Item]) -> Item:
     return items[int(rng.integers(len(items)))]
+
+
+Mutation = Callable[[np.random.Generator, bytes, int, int], bytes]
+"""Of a content, between a start and an end."""
+MUTATIONS: tuple[Mutation, ...] = (
+    lambda rng, content, start, end: content[:start],
+    lambda rng, content, start, end: content[:start] + content[end:],
+    lambda rng, content, start, end: content[:start] + _choose(rng, TOKENS) + content[start:],
+    lambda rng, content, start, end: content[:start] + rng.bytes(4) + content[start + 4 :],
+    lambda rng, content, start, end: content[:start] + rng.bytes(1) + content[start + 1 :],
+    lambda rng, content, start, end: content + content[start:end],
+    lambda rng, content, start, end: _bits_flipped(rng, content),
+)

@@ -1,4 +1,4 @@
-"""`metasearch serve` under load, beside a plain loop over onnxruntime, for long, while it reloads, and fed with rubbish.
+"""`metasearch serve` under load beside a plain loop over onnxruntime; for long, while it reloads, fed with rubbish.
 
 The service, its replica and the client share this machine. Each body is a small PNG, which the replica decodes.
 """
@@ -131,7 +131,7 @@ def _plain(bundle: Path, images: Sequence[bytes], seconds: float) -> list[Row]:
         "plain loop, run": (1, lambda n: logits_of(session, inputs[n % len(images)][None])),
         "plain loop, run 32 at once": (32, lambda n: logits_of(session, inputs[:32])),
     }
-    rows = []
+    rows: list[Row] = []
     for name, (size, step) in loops.items():
         latencies: list[float] = []
         started, cpu = time.perf_counter(), time.process_time()

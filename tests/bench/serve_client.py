@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -133,10 +134,8 @@ def _connect(job: Job) -> socket.socket:
 
 
 def _send(connection: _Connection) -> None:
-    try:
+    with suppress(OSError):  # refused before it was whole: the answer, or that there is none, is read next
         connection.socket.sendall(connection.request)
-    except OSError:
-        pass  # it was refused before it was whole: the answer, or that there is none, is read next
 
 
 def _status(connection: _Connection) -> str | None:

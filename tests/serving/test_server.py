@@ -110,8 +110,17 @@ def test_reloads_under_load_drop_no_request_and_come_in_their_order() -> None:
 
 @pytest.mark.parametrize(
     ("host", "alone"),
-    [("127.0.0.1", True), ("127.0.0.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
-    + [("192.168.1.1", False), ("example.org", False), ("", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.1", False),
+        ("example.org", False),
+        ("", False),
+    ],
 )
 def test_only_the_loopback_is_this_machine_alone(host: str, alone: bool) -> None:
     assert is_loopback(host) == alone
@@ -128,6 +137,6 @@ def test_a_bound_socket_refuses_until_it_listens_and_a_taken_port_is_one_line() 
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=5)
         listening.listen()
-        with pytest.raises(InputError, match="must be free .*in use") as refused:
+        with pytest.raises(InputError, match=r"must be free .*in use") as refused:
             bound("127.0.0.1", port)
         assert "\n" not in str(refused.value)
