@@ -50,13 +50,13 @@ class Limits:
     """What a request may take, and how many wait for each other.
 
     most_bytes: of a body, which must have come within body_s. most_waiting: predictions that are not answered yet, at
-    once. most_batch: inputs that go to a replica together. batch_wait_s: how long one waits for others to go with.
+    once. most_batch: bodies that go to a replica together. batch_wait_s: how long one waits for as many as came last.
     """
 
     most_bytes: int = 10 * 10**6
     most_waiting: int = 128
     most_batch: int = 32
-    batch_wait_s: float = 0.0
+    batch_wait_s: float = 0.002
     body_s: float = 30.0
 
 

@@ -59,25 +59,28 @@ def test_what_comes_while_the_replica_is_busy_goes_together() -> None:
     batched(test)
 
 
-def test_one_alone_waits_for_nobody_unless_asked_to() -> None:
+def test_one_alone_waits_for_nobody() -> None:
     async def test(replica: Replica) -> None:
         replica.released.set()
-        for wait_s, batches in ((0.0, [letters("a"), letters("b")]), (0.1, [letters("ab")])):
-            replica.batches.clear()
-            batcher = make(replica, wait_s=wait_s)
-            tasks = await ask_each(batcher, "a")
-            tasks += await ask_each(batcher, "b")
-            assert [await task for task in tasks] == [["a"], ["b"]]
-            assert replica.batches == batches
+        batcher = make(replica, wait_s=3600)
+        for letter in "abc":
+            assert await asyncio.wait_for(batcher.answers(letters(letter)), 5) == [letter]
 
     batched(test)
 
 
-def test_a_full_batch_waits_no_longer() -> None:
+def test_after_a_batch_a_free_replica_waits_for_as_many_again_but_not_for_ever() -> None:
     async def test(replica: Replica) -> None:
         replica.released.set()
-        batcher = make(replica, most=3, wait_s=3600)
-        assert await asyncio.wait_for(batcher.answers(letters("abc")), 5) == ["a", "b", "c"]
+        for wait_s, batches in ((0.0, ["a", "bc"]), (0.2, ["abc"])):
+            batcher = make(replica, wait_s=wait_s)
+            await batcher.answers(letters("xyz"))
+            replica.batches.clear()
+            tasks = await ask_each(batcher, "a")
+            tasks += await ask_each(batcher, "bc")
+            assert [await task for task in tasks] == [["a"], ["b"], ["c"]]
+            assert replica.batches == [letters(text) for text in batches]
+            assert await asyncio.wait_for(batcher.answers(letters("d")), 5) == ["d"]
 
     batched(test)
 

@@ -213,7 +213,10 @@ def test_a_replica_that_is_killed_comes_back(service: Program) -> None:
 def test_it_answers_what_it_was_asked_and_ends_whole(interrupt: str, bundles: Path, tmp_path: Path) -> None:
     async def run(program: Program) -> None:
         async with Connection(program.address) as connection:
-            asked = asyncio.create_task(connection.predict(picture(0)))
+            head = b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n'
+            form = 3 * (head + picture(0) + b"\r\n") + b"--xyz--"
+            assert (await connection.predict(form, "multipart/form-data; boundary=xyz"))[0] == 200
+            asked = asyncio.create_task(connection.predict(picture(0)))  # waits for two more to come along
             await asyncio.sleep(0.5)
             assert not asked.done()
             if interrupt == "Ctrl-C":
