@@ -11,7 +11,6 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable, Collection
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +42,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+"""Of every answer."""
+ENCODED = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,7 @@ class Service:
         self.metrics.tell_model(served.bundle)
 
 
-def make_app(
-    service: Service,
-    *,
-    token: str | None,
-    hosts: Collection[str] | None,
-    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
-) -> ASGIApp:
+def make_app(service: Service, *, token: str | None, hosts: Collection[str] | None) -> ASGIApp:
     """Return the application.
 
     token: what everyone must bring who asks for more than the page. hosts: the names that a request may ask for, None
@@ -139,7 +134,7 @@ def make_app(
         Route("/healthz", health),
         Route("/readyz", ready),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _refusal}, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _refusal})
     paths = {route.path for route in routes}
     return _counted(_guarded(app, token=token, hosts=hosts), service.metrics, paths)
 
@@ -265,6 +260,3 @@ def _counted(app: ASGIApp, metrics: Metrics, paths: Collection[str]) -> ASGIApp:
         await app(scope, receive, sending if scope["type"] == "http" else send)
 
     return counted
-
-
-ENCODED = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]

@@ -48,10 +48,9 @@ class Replica:
     """The network of a bundle in a process of its own."""
 
     def __init__(self, checked: Checked, threads: int) -> None:
-        from PIL import Image
-
         _listen_on_loopback()
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image has a limit of its own
+        # of damaged files: each text would be kept, and read_image has a limit of its own for pixels
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         self._classifier = Classifier(checked.bundle, open_session(checked.content, threads=threads))
 
     async def answer(self, bodies: list[bytes]) -> list[Answer]:
@@ -109,6 +108,7 @@ class Replicas:
         try:
             handle: Any = serve.run(deployment.bind(checked, self._threads), name=name, route_prefix=None)
         except RuntimeError as error:
+            serve.delete(name)
             raise MetasearchError(f"the replicas do not start: {first_line(error)}") from error
         return _asking(handle)
 
@@ -141,15 +141,15 @@ def serve_running(*, number: int, most_bytes: int) -> Iterator[None]:
 
 
 def _asking(handle: Any) -> Predict:
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
 
     async def predict(bodies: list[bytes]) -> list[Answer]:
         try:
             answers: list[Answer] = await asyncio.wait_for(handle.answer.remote(bodies), ANSWER_S)
+        except RayTaskError:
+            raise  # of our own code, not of Ray's
         except (RayError, RayServeException) as error:
-            if hasattr(error, "cause"):  # an exception in our own code, not the loss of a replica
-                raise
             raise NoAnswerError("the replica that had the request died") from error
         except TimeoutError as error:
             raise NoAnswerError(f"no answer came within {ANSWER_S:g} s") from error

@@ -88,7 +88,7 @@ async def serve_until_stopped(
     service = Service(await opened(source, checked, limits, metrics), limits=limits, metrics=metrics)
     host, port = listening.getsockname()[:2]
     # a token keeps everyone else away, whatever name they ask by
-    app = make_app(service, token=token, hosts=own_names(port) if token is None else None)
+    app = make_app(service, token=token, hosts=own_names(host, port) if token is None else None)
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -102,7 +102,7 @@ async def serve_until_stopped(
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader(service, source, folder, tell))
     listening.listen(BACKLOG)
     tell(f"serving {_shown(service.served)}; for a newer bundle in the same place: kill -HUP {os.getpid()}")
-    announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    announce(f"http://{_written(host)}:{port}")
     await uvicorn.Server(config).serve(sockets=[listening])
 
 
@@ -160,10 +160,15 @@ def reloader(service: Service, source: Source, folder: Path, tell: Tell) -> Call
     return start
 
 
-def own_names(port: int) -> set[str]:
+def own_names(host: str, port: int) -> set[str]:
     """Return how a browser on this machine may name the service in a request."""
-    names = ("127.0.0.1", "localhost", "[::1]")
-    return {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())
+    names = {"localhost", "127.0.0.1", _written(host)}
+    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
+
+
+def _written(host: str) -> str:
+    """Return a host as it stands in an address."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _shown(served: Served) -> str:

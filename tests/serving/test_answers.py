@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from PIL import Image
 
 from metasearch.bundle.predict import read_image
 from metasearch.bundle.runtime import Classifier, open_bundle
-from metasearch.serving.answers import MOST_PIXELS, MOST_ROWS, TOP, RowsError, answer_bodies, read_json_rows
+from metasearch.serving.answers import MOST_PIXELS, MOST_ROWS, TOP, Answer, RowsError, answer_bodies, read_json_rows
+from tests.bench.malformed import Body, malformed_images, malformed_rows
 from tests.bundle.stand_ins import write_stand_in
-from tests.serving.asking import make_bundle
+from tests.serving.asking import make_bundle, make_service, open_app, predicted
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,25 @@ def test_rows_come_through_json_unchanged(rows: list[list[float]]) -> None:
     found = read_json_rows(json.dumps({"rows": rows}).encode(), 3)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.array(rows, np.float32))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_bodies_that_are_broken_in_many_ways_are_refused_and_never_fail(
+    images: Classifier, vectors: Classifier
+) -> None:
+    rng = np.random.default_rng(0)
+    for classifier, bodies in (
+        (images, malformed_images(rng, 300)),
+        (vectors, malformed_rows(rng, 300, features=6)),
+    ):
+        statuses = Counter(status_of(classifier, body) for body in bodies)
+        assert set(statuses) <= {200, 400, 415}
+        assert statuses[400] > 100
+
+
+def status_of(classifier: Classifier, body: Body) -> int:
+    async def predict(bodies: list[bytes]) -> list[Answer]:
+        return answer_bodies(classifier, bodies)
+
+    app = open_app(make_service(predict, shape=classifier.bundle.input_shape))
+    return predicted(app, body.content, headers={"Content-Type": body.content_type}).status

@@ -126,9 +126,10 @@ def test_only_the_loopback_is_this_machine_alone(host: str, alone: bool) -> None
     assert is_loopback(host) == alone
 
 
-def test_the_port_of_http_needs_no_number() -> None:
-    assert "localhost" in own_names(80)
-    assert own_names(8000) == {"127.0.0.1:8000", "localhost:8000", "[::1]:8000"}
+def test_a_browser_may_use_the_services_own_names_and_no_others() -> None:
+    assert own_names("127.0.0.1", 8000) == {"127.0.0.1:8000", "localhost:8000"}
+    assert own_names("::1", 8000) - own_names("127.0.0.1", 8000) == {"[::1]:8000"}
+    assert own_names("127.0.0.9", 80) >= {"127.0.0.9", "127.0.0.9:80"}  # the port of HTTP goes without saying
 
 
 def test_a_bound_socket_refuses_until_it_listens_and_a_taken_port_is_one_line() -> None:
