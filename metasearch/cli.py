@@ -53,6 +53,7 @@ from metasearch.predict_command import predict
 from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
+from metasearch.serve_command import serve
 from metasearch.store_commands import delete, gc
 from metasearch.submit_command import logs, stop_job, submit_arguments
 from metasearch.transfer_command import transfer
@@ -90,6 +91,7 @@ app.command()(verify)
 app.command()(predict)
 app.command()(doctor)
 app.command()(bench)
+app.command()(serve)
 
 
 @app.command()

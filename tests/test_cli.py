@@ -37,7 +37,7 @@ def study(ten: RDBStorage, tmp_path: Path) -> str:
 
 COMMANDS = ["launch", "run", "resume", "stop", "status", "tasks", "spaces", "priors", "delete", "gc", "meta-train"]
 COMMANDS += ["best", "trials", "studies", "compare", "importance", "transfer", "report", "doctor", "watch", "dashboard"]
-COMMANDS += ["logs"]
+COMMANDS += ["logs", "export", "verify", "predict", "bench", "serve"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

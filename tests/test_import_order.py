@@ -44,7 +44,7 @@ LAYERS = [
     {"pipeline", "run", "stages"},
     {"search"},
     {"report"},
-    {"bundle"},
+    {"bundle", "serving"},
     {
         "cli",
         "predict_command",
@@ -53,6 +53,7 @@ LAYERS = [
         "query_commands",
         "report_command",
         "bench_command",
+        "serve_command",
         "store_commands",
         "transfer_command",
         "meta_command",

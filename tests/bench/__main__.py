@@ -26,6 +26,7 @@ from tests.bench import (
     queries,
     report,
     scale,
+    serve,
     sinusoid,
     strategies,
     throughput,
@@ -57,6 +58,7 @@ STUDIES = {
     "drivers": drivers.run,
     "scale": scale.run,
     "bundles": bundles.run,
+    "serve": serve.run,
 }
 """What is measured of the methods, or with a cluster, rather than of the program's speed: by name only."""
 

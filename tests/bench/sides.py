@@ -58,7 +58,7 @@ def run_side(module: str, *arguments: str) -> Measured:
             process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT)
             try:
                 while process.poll() is None:
-                    cpu_seconds |= _tree_cpu_seconds(process.pid)  # a process that ends keeps what it had last
+                    cpu_seconds |= tree_cpu_seconds(process.pid)  # a process that ends keeps what it had last
                     time.sleep(SAMPLED_EVERY_S)
             finally:
                 process.terminate()  # where we are interrupted; nothing happens to one that has ended
@@ -95,7 +95,7 @@ def _machine_busy_seconds() -> float:
     return (user + nice + system + sum(interrupts)) / TICKS_A_SECOND
 
 
-def _tree_cpu_seconds(root: int) -> dict[int, float]:
+def tree_cpu_seconds(root: int) -> dict[int, float]:
     """Return the CPU seconds so far of each living process among `root` and its descendants, by process id."""
     parents, seconds = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):

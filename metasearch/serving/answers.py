@@ -1,0 +1,87 @@
+"""What the bodies of a batch are answered: each is decoded, then the network runs once. Knows neither HTTP nor Ray.
+
+Symbols: N inputs, those of all bodies together; F features; K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metasearch.bundle.predict import ImageError, read_image, softmax
+from metasearch.functions import first_line
+
+if TYPE_CHECKING:
+    from metasearch.bundle.runtime import Classifier
+
+TOP = 10
+"""Classes of an answer, the most probable first."""
+MOST_PIXELS = 25_000_000
+"""Of an image, by its header: 100 MB once it is decoded with its transparency."""
+MOST_ROWS = 1000
+
+Prediction = list[tuple[str, float]]
+"""Classes and their probabilities, the most probable first; TOP at most."""
+Answer = list[Prediction] | str
+"""Of one body: the predictions of its inputs, or in one line why it is refused."""
+
+
+class RowsError(ValueError):
+    """Why a body is no JSON of rows, in one line."""
+
+
+def answer_bodies(classifier: Classifier, bodies: Sequence[bytes]) -> list[Answer]:
+    """Return each body's answer. A body is an image file, or for a network of vectors the JSON of `read_json_rows`."""
+    decoded = [_decoded(body, classifier.bundle.input_shape) for body in bodies]
+    inputs = [found for found in decoded if not isinstance(found, str)]
+    rows = iter(_predictions(classifier, np.concatenate(inputs)) if inputs else ())
+    return [found if isinstance(found, str) else [next(rows) for _ in found] for found in decoded]
+
+
+def read_json_rows(body: bytes, features: int) -> np.ndarray:
+    """Return the vectors (N, F) float32 in the JSON `{"rows": [[...], ...]}`, 1 <= N <= MOST_ROWS.
+
+    Raises RowsError, one line, for anything else.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RowsError(f"is no JSON ({first_line(error)})") from error
+    if not isinstance(document, dict) or set(document) != {"rows"} or not isinstance(document["rows"], list):
+        raise RowsError('must be {"rows": [[...], ...]}')
+    if not 1 <= len(document["rows"]) <= MOST_ROWS:
+        raise RowsError(f"must hold 1 to {MOST_ROWS} rows, got {len(document['rows'])}")
+    for number, row in enumerate(document["rows"]):
+        if not isinstance(row, list) or len(row) != features or {type(value) for value in row} - {int, float}:
+            raise RowsError(f"row {number}: must be {features} numbers")
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            rows = np.array(document["rows"], np.float32)
+    except OverflowError as error:  # an integer that no float can hold
+        raise RowsError("must hold finite numbers only") from error
+    if not np.isfinite(rows).all():
+        raise RowsError("must hold finite numbers only")
+    return rows
+
+
+def _decoded(body: bytes, input_shape: tuple[int, ...]) -> np.ndarray | str:
+    try:
+        if len(input_shape) == 1:
+            return read_json_rows(body, input_shape[0])
+        return read_image(io.BytesIO(body), input_shape, most_pixels=MOST_PIXELS)[None]
+    except (ImageError, RowsError) as error:
+        return str(error)
+
+
+def _predictions(classifier: Classifier, inputs: np.ndarray) -> list[Prediction]:
+    probabilities = softmax(classifier.logits(inputs))
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
+    names = classifier.bundle.class_names
+    return [
+        [(names[index], round(float(row[index]), 6)) for index in indices]
+        for row, indices in zip(probabilities, best, strict=True)
+    ]

@@ -1,0 +1,175 @@
+"""Ray Serve on this machine alone: replicas that hold a bundle's network and answer batches.
+
+Everything of Ray's listens on the loopback and asks for a token that is made anew with each start; another user of the
+machine could run code as us otherwise. Its files go into a folder of our own, so that other Rays do not see this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from metasearch.bundle.contents import Bundle
+from metasearch.bundle.predict import open_session
+from metasearch.bundle.runtime import Classifier, check_model, open_bundle
+from metasearch.errors import InputError, MetasearchError, NotFoundError
+from metasearch.functions import first_line
+from metasearch.serving.answers import Answer, answer_bodies
+from metasearch.serving.batching import BATCHES_A_REPLICA, MOST_BATCH_BYTES, NoAnswerError, Predict
+
+ANSWER_S = 60.0
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    # its name is of other systems, its effect here is that Ray's node has the address 127.0.0.1, which ray.init refuses
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A bundle and the content of its model, which passed every check; what replicas start from, now and again."""
+
+    bundle: Bundle
+    content: bytes
+
+
+class Replica:
+    """The network of a bundle in a process of its own."""
+
+    def __init__(self, checked: Checked, threads: int) -> None:
+        _listen_on_loopback()
+        # of damaged files: each text would be kept, and read_image has a limit of its own for pixels
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        self._classifier = Classifier(checked.bundle, open_session(checked.content, threads=threads))
+
+    async def answer(self, bodies: list[bytes]) -> list[Answer]:
+        """Return the answers to a batch; one batch after the other, so that it takes no more than its threads."""
+        return answer_bodies(self._classifier, bodies)
+
+
+class Replicas:
+    """The applications of Ray Serve. number, threads: replicas of each, and threads of each replica's onnxruntime."""
+
+    def __init__(self, *, number: int, threads: int) -> None:
+        self.number, self._threads = number, threads
+        self._names = (f"model-{index}" for index in count())
+
+    async def check(self, folder: Path) -> Checked:
+        """Return the bundle in a folder, checked and run once, in a process of its own.
+
+        Raises InputError or NotFoundError, one line, where something is wrong with it.
+        """
+        import ray
+        from ray.exceptions import RayTaskError, WorkerCrashedError
+
+        task = ray.remote(num_cpus=0, max_retries=0)(_checked).remote(folder)
+        try:
+            checked: Checked = await task
+        except RayTaskError as error:
+            if isinstance(error.cause, (InputError, NotFoundError)):
+                raise error.cause from None
+            raise
+        except WorkerCrashedError as error:
+            raise InputError(str(folder), "crashes the process that opens it") from error
+        return checked
+
+    async def deploy(self, checked: Checked) -> tuple[str, Predict]:
+        """Start replicas of a checked bundle; return their name and what asks them. Raises MetasearchError."""
+        name = next(self._names)
+        return name, await asyncio.to_thread(self._deploy, name, checked)
+
+    async def remove(self, name: str) -> None:
+        """End the replicas of this name."""
+        from ray import serve
+
+        await asyncio.to_thread(serve.delete, name)
+
+    def _deploy(self, name: str, checked: Checked) -> Predict:
+        from ray import serve
+
+        deployment = serve.deployment(
+            Replica,
+            num_replicas=self.number,
+            max_ongoing_requests=BATCHES_A_REPLICA,
+            max_constructor_retry_count=1,
+            ray_actor_options={"num_cpus": 0},  # the old and the new ones share the machine for a while
+        )
+        try:
+            handle: Any = serve.run(deployment.bind(checked, self._threads), name=name, route_prefix=None)
+        except RuntimeError as error:
+            serve.delete(name)
+            raise MetasearchError(f"the replicas do not start: {first_line(error)}") from error
+        return _asking(handle)
+
+
+@contextmanager
+def serve_running(*, number: int, most_bytes: int) -> Iterator[None]:
+    """Run Ray and Serve for as long as the block lasts. number: of replicas; most_bytes: of one body."""
+    # below /tmp, wherever others may be: the path of a socket has at most 107 characters
+    with tempfile.TemporaryDirectory(prefix="metasearch-serve-", dir="/tmp") as folder:
+        os.environ.update(ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))  # before Ray is loaded, which reads them
+        import ray
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        in_flight = number * BATCHES_A_REPLICA * max(MOST_BATCH_BYTES, most_bytes)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=1,
+            object_store_memory=max(100 * 10**6, 2 * in_flight),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=folder,
+        )
+        try:
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _asking(handle: Any) -> Predict:
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import RayServeException
+
+    async def predict(bodies: list[bytes]) -> list[Answer]:
+        try:
+            answers: list[Answer] = await asyncio.wait_for(handle.answer.remote(bodies), ANSWER_S)
+        except RayTaskError:
+            raise  # of our own code, not of Ray's
+        except (RayError, RayServeException) as error:
+            raise NoAnswerError("the replica that had the request died") from error
+        except TimeoutError as error:
+            raise NoAnswerError(f"no answer came within {ANSWER_S:g} s") from error
+        return answers
+
+    return predict
+
+
+def _checked(folder: Path) -> Checked:
+    bundle = open_bundle(folder).bundle
+    return Checked(bundle, check_model(bundle))  # whose hash is that of the content that ran
+
+
+def _listen_on_loopback() -> None:
+    """Let a replica's own port listen on the loopback: Ray 2.60 opens it on every interface, whatever the node's is.
+
+    ray/serve/_private/replica.py, `add_port_to_grpc_server(self._server, "[::]:0")`, after the constructor.
+    """
+    from ray.serve._private import replica
+
+    add: Any = getattr(replica, "add_port_to_grpc_server", None)
+    if add is not None:  # earlier versions of Ray have no such port
+        replica.add_port_to_grpc_server = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
