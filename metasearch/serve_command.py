@@ -24,7 +24,8 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, help="Of onnxruntime, in each replica.")] = 1,
     most_batch: Annotated[int, typer.Option(min=1, help="Bodies that run together at most.")] = 32,
     batch_wait_ms: Annotated[
-        float, typer.Option(min=0, max=10_000, help="How long a free replica waits for as many as it had last.")
+        float,
+        typer.Option(min=0, max=10_000, help="How long a free replica waits, at least, for as many as it had last."),
     ] = 2.0,
     most_bytes: Annotated[str, typer.Option(help="Of a request's body.")] = "10MB",
     most_waiting: Annotated[int, typer.Option(min=1, help="Requests not answered yet; more are refused.")] = 128,

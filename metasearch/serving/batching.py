@@ -7,6 +7,7 @@ yet whoever asks alone waits for nobody.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Batcher:
     """Sends bodies in batches of at most `most` to `predict`, behind which so many replicas are.
 
     A free replica gets what is there once that is as much as the last batch had, whose clients are likely to ask
-    again, or once one has waited for wait_s. A busy one gets one batch ahead, half full or more.
+    again, or once one has waited for wait_s, or for half of what the last batch took if that is more: a fixed wait
+    ends before a busy process has read what has come. A busy replica gets one batch ahead, half full or more.
     on_batch: is told each batch's size.
     """
 
@@ -46,7 +48,7 @@ class Batcher:
     ) -> None:
         self._predict, self._most, self._wait_s, self._on_batch = predict, most, wait_s, on_batch
         self._replicas = replicas
-        self._last = 1
+        self._last, self._took_s = 1, 0.0
         self._waiting: deque[_Asked] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -74,10 +76,11 @@ class Batcher:
             if len(self._running) >= self._replicas:
                 if len(self._waiting) < self._most // 2:
                     return
-            elif len(self._waiting) < self._last and loop.time() < (due := self._waiting[0].since + self._wait_s):
-                if self._timer is None:
-                    self._timer = loop.call_at(due, self._waited)
-                return
+            elif len(self._waiting) < self._last:
+                due = self._waiting[0].since + max(self._wait_s, self._took_s / 2)
+                if loop.time() < due:
+                    self._timer = self._timer or loop.call_at(due, self._waited)
+                    return
             batch = self._next_batch()
             self._last = len(batch)
             task = loop.create_task(self._run(batch))
@@ -104,6 +107,7 @@ class Batcher:
 
     async def _run(self, batch: list[_Asked]) -> None:
         self._on_batch(len(batch))
+        started = time.monotonic()
         try:
             answers = await self._predict([asked.body for asked in batch])
         except Exception as error:  # whatever it is, it belongs to those who wait for it
@@ -114,3 +118,4 @@ class Batcher:
             for asked, answer in zip(batch, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
+            self._took_s = time.monotonic() - started

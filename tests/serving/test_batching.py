@@ -85,6 +85,21 @@ def test_after_a_batch_a_free_replica_waits_for_as_many_again_but_not_for_ever()
     batched(test)
 
 
+def test_a_free_replica_waits_half_as_long_as_its_last_batch_took() -> None:
+    async def test(replica: Replica) -> None:
+        batcher = make(replica)
+        first = asyncio.create_task(batcher.answers(letters("xyz")))
+        await asyncio.sleep(0.4)
+        replica.released.set()
+        await first
+        tasks = await ask_each(batcher, "a")
+        tasks += await ask_each(batcher, "bc")
+        await asyncio.gather(*tasks)
+        assert replica.batches == [letters("xyz"), letters("abc")]
+
+    batched(test)
+
+
 def test_each_replica_has_one_batch_ahead_and_no_more() -> None:
     async def test(replica: Replica) -> None:
         batcher = make(replica, most=1, replicas=2)
