@@ -18,6 +18,8 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from metasearch.errors import MetasearchError
 from metasearch.search.connect import check_reachable
@@ -152,7 +154,7 @@ def drive(
 
 
 def _set_up_tune(*, at_once: int) -> None:
-    """Have Tune write nothing, leave signals alone, and start `at_once` workers together."""
+    """Have Tune write nothing, leave signals alone, start `at_once` workers together, outlive one without memory."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
@@ -162,3 +164,6 @@ def _set_up_tune(*, at_once: int) -> None:
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    # Tune (Ray 2.60) knows two kinds of errors of a worker, and ends the search at a third: that Ray killed it, since
+    # its node's memory was nearly full. isinstance takes a tuple, too; to Tune it is a worker that died.
+    actor_manager.RayActorError = (RayActorError, OutOfMemoryError)

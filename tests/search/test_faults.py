@@ -26,7 +26,7 @@ from optuna.trial import TrialState
 
 from metasearch.errors import StorageError
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.ledger import Ledger, Proposal
+from metasearch.search.ledger import RETRIES, Ledger, Proposal
 from metasearch.search.pareto import dominates
 from metasearch.search.samplers import make_sampler
 from metasearch.search.store import CONTROLS, DESCRIPTION, FAILURE, LOSSES, STOP, is_finished, open_storage
@@ -213,6 +213,16 @@ def test_a_second_live_driver_is_refused_and_the_first_goes_on(url: str) -> None
         assert first.wait(timeout=300) == 0
     assert finished_at(url) == 6
     assert "lease" not in study_at(url).user_attrs
+
+
+def test_a_worker_that_ray_kills_for_want_of_memory_is_a_lost_trial_and_not_the_end_of_the_search(url: str) -> None:
+    # to Ray the memory of the node is as good as full, and every worker one too many
+    full = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    with started(sys.executable, __file__, url, "1", **full) as driver:
+        assert driver.wait(timeout=300) == 0
+    [trial] = study_at(url).trials
+    assert trial.user_attrs[LOSSES] == RETRIES + 1
+    assert trial.user_attrs[FAILURE]["reason"] == "out_of_memory"
 
 
 # The real command line
