@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import postgresql
+from tests import browser, postgresql
+from tests.browser import Browser
 from tests.command_line import Outcome, Run
 from tests.repository import SHARED
 
@@ -114,3 +115,13 @@ def postgresql_url() -> Iterator[str]:
     # not in pytest's own folder, which it closes to others: the server runs as somebody else
     with tempfile.TemporaryDirectory(prefix="postgresql-") as folder, postgresql.running(Path(folder), binaries) as url:
         yield url
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Browser]:
+    """Return a browser of 1200 pixels that shows nothing yet; skipped where none is installed."""
+    if browser.program() is None:
+        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is installed")
+    with browser.browsing(tmp_path / "profile") as found:
+        found.view(1200)
+        yield found

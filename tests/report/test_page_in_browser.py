@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 from metasearch.report.database import open_database
 from metasearch.report.page.render import write_page
 from metasearch.report.page.report import make_report
-from tests import browser
 from tests.browser import Browser
 from tests.report.studies import reported_study
 from tests.report.test_page import HOSTILE, poisoned
@@ -44,15 +42,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reported_study(url, folder, constraints=["model_bytes <= 3kB"])
     reported_study(url, folder, "other", trials=12)
     return write_page(make_report(open_database(url), ["ten", "other"]), folder / "report")
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Browser]:
-    if browser.program() is None:
-        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is installed")
-    with browser.browsing(tmp_path / "profile") as found:
-        found.view(1200)
-        yield found
 
 
 def test_every_figure_is_drawn_without_a_word_or_a_request(opened: Browser, page: Path) -> None:

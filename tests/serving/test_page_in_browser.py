@@ -8,7 +8,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -16,7 +15,6 @@ from PIL import Image
 
 from metasearch.serving.answers import Answer
 from metasearch.serving.server import bound
-from tests import browser
 from tests.browser import Browser
 from tests.serving.asking import make_service, open_app
 
@@ -51,15 +49,6 @@ def served(*, shape: tuple[int, ...] = (1, 28, 28), token: str | None = None) ->
         finally:
             server.should_exit = True
             thread.join()
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Browser]:
-    if browser.program() is None:
-        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is installed")
-    with browser.browsing(tmp_path / "profile") as found:
-        found.view(1200)
-        yield found
 
 
 def show(opened: Browser, address: str) -> None:
