@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PYTHON ?= python3
 # Two processes, a file of tests in one of them: a third of the time is waiting for Ray, databases and browsers.
-PYTEST := $(RUN)/pytest -n 2 --dist loadfile
+PYTEST := $(RUN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: search test check bench bench-transfer format priors
 

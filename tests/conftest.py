@@ -22,6 +22,14 @@ from tests.repository import SHARED
 settings.register_profile("metasearch", max_examples=40)
 settings.load_profile("metasearch")
 
+LONGEST = ("test_faults_of_a_cluster.py", "test_faults.py", "test_secrets.py", "test_on_a_cluster.py", "test_runner.py")
+"""Files of minutes of waiting: they come first, so that none is left over when another process has nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def new_homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
