@@ -19,6 +19,12 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_S = 60.0
+LEFT = {
+    "Inspected target navigated or closed",
+    "Execution context was destroyed.",
+    "Cannot find default execution context",
+}
+"""What the protocol answers to a question about a page that is no longer there."""
 ON_3_AND_4 = """import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
 os.dup2(ends[0], 3)
@@ -30,6 +36,10 @@ os.execv(sys.argv[3], sys.argv[3:])"""
 def program() -> str | None:
     """Return the browser's program, None where none is installed."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+class Navigated(Exception):
+    """The page was left for another one while it was asked something."""
 
 
 @dataclass
@@ -46,7 +56,10 @@ class Browser:
     _buffer: bytes = b""
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send one command and return its result; what the page reports meanwhile is kept."""
+        """Send one command and return its result; what the page reports meanwhile is kept.
+
+        Raises Navigated, RuntimeError.
+        """
         number = next(self._numbers)
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         if self.session:
@@ -56,7 +69,8 @@ class Browser:
             found = self._next_message()
             if found.get("id") == number:
                 if "error" in found:
-                    raise RuntimeError(f"{method}: {found['error']}")
+                    known = Navigated if found["error"]["message"] in LEFT else RuntimeError
+                    raise known(f"{method}: {found['error']}")
                 result: dict[str, Any] = found["result"]
                 return result
             self._keep(found)
@@ -83,12 +97,18 @@ class Browser:
         return time.monotonic() - started
 
     def wait(self, condition: str) -> None:
-        """Wait until a JavaScript condition holds; raises TimeoutError."""
+        """Wait until a JavaScript condition holds, on this page or one that takes its place; raises TimeoutError."""
         end = time.monotonic() + TIMEOUT_S
-        while not self.evaluate(condition):
+        while not self._holds(condition):
             if time.monotonic() > end:
                 raise TimeoutError(f"{condition}: {self.messages}")
             time.sleep(0.02)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.evaluate(condition))
+        except Navigated:
+            return False
 
     def view(self, width: int, height: int = 900, *, dark: bool = False, phone: bool = False) -> None:
         """Set the size of the window and the colours that the user prefers."""

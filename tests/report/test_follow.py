@@ -21,7 +21,7 @@ from metasearch.report.page.report import make_report
 from metasearch.search import patience
 from metasearch.search.names import FAILURE, LEASE
 from metasearch.search.store import create_study
-from tests import browser
+from tests.browser import Browser
 from tests.command_line import Run
 from tests.fakes import describe, new_storage
 from tests.report.studies import reported_study
@@ -140,32 +140,27 @@ def test_following_needs_a_page(metasearch: Run, url: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_an_open_page_renews_itself_in_place_until_the_search_has_ended(url: str, tmp_path: Path) -> None:
-    if browser.program() is None:
-        pytest.skip(f"no browser: none of {', '.join(browser.NAMES)} is installed")
+def test_an_open_page_renews_itself_in_place_until_the_search_has_ended(
+    url: str, tmp_path: Path, opened: Browser
+) -> None:
     database, ready = open_database(url), "document.documentElement?.dataset.ready === 'true'"
     page = write_page(make_report(database, ["ten"]), tmp_path, renew_s=1)
-    with browser.browsing(tmp_path / "profile") as opened:
-        opened.view(1200)
-        opened.open(page)
-        assert "this page renews itself every 1 seconds" in opened.evaluate("document.body.innerText")
-        opened.evaluate(
-            "(() => { location.hash = '#study-0'; const all = [...document.querySelectorAll('details')];"
-            " all[1].open = true; window.scrollTo(0, 700); window.old = true; })()"
-        )
-        before = opened.evaluate("[scrollY, location.hash]")
-        assert before == [700, "#study-0"]
-        opened.wait(f"window.old === undefined && {ready}")
-        assert opened.evaluate("[scrollY, location.hash]") == before
-        assert opened.evaluate("document.querySelectorAll('details')[1].open")
-        write_page(make_report(database, ["ten"]), tmp_path)
-        opened.wait(f"document.documentElement?.dataset.renewS === undefined && {ready}")
-        opened.evaluate("window.old = true")
-        time.sleep(1.5)
-        assert opened.evaluate("window.old")  # no more: the search has ended
-        assert opened.evaluate("scrollY") != 0
-        assert opened.messages == []
-        assert {address for address in opened.requests if not address.startswith("data:")} <= {
-            page.resolve().as_uri(),
-            page.resolve().as_uri() + "#study-0",
-        }
+    opened.open(page)
+    opened.wait("document.body.innerText.includes('this page renews itself every 1 seconds')")
+    as_left = "scrollY === 700 && location.hash === '#study-0' && document.querySelectorAll('details')[1].open"
+    assert opened.evaluate(  # at once: the page may be renewed between two questions
+        "(() => { location.hash = '#study-0'; document.querySelectorAll('details')[1].open = true;"
+        f" window.scrollTo(0, 700); window.old = true; return {as_left}; }})()"
+    )
+    opened.wait(f"window.old === undefined && {ready} && {as_left}")
+    write_page(make_report(database, ["ten"]), tmp_path)
+    opened.wait(f"document.documentElement?.dataset.renewS === undefined && {ready}")
+    opened.evaluate("window.old = true")
+    time.sleep(1.5)
+    assert opened.evaluate("window.old")  # no more: the search has ended
+    assert opened.evaluate("scrollY") != 0
+    assert opened.messages == []
+    assert {address for address in opened.requests if not address.startswith("data:")} <= {
+        page.resolve().as_uri(),
+        page.resolve().as_uri() + "#study-0",
+    }
