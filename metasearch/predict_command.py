@@ -6,6 +6,7 @@ Symbols: n inputs of a file (1 for an image), K classes.
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -35,14 +36,17 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGE...", help="Files, and folders with all below; of vectors .npy, .csv.")
     ],
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Name the N likeliest classes.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Inputs that the network takes at once.")] = 64,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="That decode, and that the network runs on.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=65_536, metavar="N", help="Inputs that run at once.")] = 64,
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, metavar="N", help="That decode, and that the network runs on.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Print a line for each image: file, class, probability. A file that cannot be read is named; the others go on.
 
     Example: metasearch predict BUNDLE photos --top 3
     """
+    from metasearch.bundle.predict import shown
     from metasearch.bundle.runtime import open_bundle
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged file has its one line
@@ -53,7 +57,7 @@ def predict(
     for file, result in _predictions(opened, _files(images, opened.bundle), batch=batch, threads=threads):
         if isinstance(result, str):
             failed.append({"file": str(file), "reason": result})
-            typer.echo(f"metasearch: {_shown(file)}: {result}", err=True)
+            typer.echo(f"metasearch: {shown(file)}: {result}", err=True)
             continue
         count += len(result)
         for record in _records(file, result, opened.bundle, top):
@@ -64,7 +68,7 @@ def predict(
     seconds = time.perf_counter() - start
     if as_json:
         described = {"model": opened.bundle.name, "digest": opened.bundle.digest}
-        typer.echo(json.dumps(described | {"predictions": found, "failed": failed}))
+        typer.echo(json.dumps(described | {"predictions": found, "failed": failed}, allow_nan=False))
     kind = "images" if opened.bundle.is_image else "rows"
     typer.echo(f"{count:,} {kind} in {seconds:.2f} s: {count / seconds:,.0f} a second", err=True)
     if failed:
@@ -75,7 +79,7 @@ def _files(paths: Iterable[Path], bundle: Bundle) -> Iterator[Path]:
     """Yield the files, and those below folders that may be inputs: hidden ones are left alone."""
     suffixes = IMAGE_SUFFIXES if bundle.is_image else ROW_SUFFIXES
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
             yield path
             continue
         within = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
@@ -89,7 +93,7 @@ def _predictions(
     """Yield each file with the probabilities (n, K) of its inputs, or why it has none; `batch` files in memory."""
     import numpy as np
 
-    from metasearch.bundle.predict import softmax
+    from metasearch.bundle.predict import NOT_FINITE, softmax
 
     remaining = iter(files)
     with ThreadPoolExecutor(threads) as pool:
@@ -101,7 +105,8 @@ def _predictions(
             ends = np.cumsum([len(each) for each in inputs])[:-1]
             split = iter(np.split(np.concatenate(parts), ends) if parts else [])
             for file, each in zip(block, read, strict=True):
-                yield file, each if isinstance(each, str) else next(split)
+                found = each if isinstance(each, str) else next(split)
+                yield file, found if isinstance(found, str) or np.isfinite(found).all() else NOT_FINITE
 
 
 def _inputs(file: Path, bundle: Bundle) -> np.ndarray | str:
@@ -124,10 +129,7 @@ def _records(file: Path, probabilities: np.ndarray, bundle: Bundle, top: int) ->
 
 def _line(record: dict[str, Any]) -> str:
     """Return a record as predict.py prints it: file, then class and probability of each, between tabs."""
-    place = _shown(Path(record["file"])) + (f":{record['row']}" if "row" in record else "")
+    from metasearch.bundle.predict import shown
+
+    place = shown(record["file"]) + (f":{record['row']}" if "row" in record else "")
     return "\t".join([place, *(f"{each['class']}\t{each['probability']:.4f}" for each in record["top"])])
-
-
-def _shown(file: Path) -> str:
-    """Return a file's name without what a terminal would obey, or cannot print."""
-    return str(file) if str(file).isprintable() else ascii(str(file))

@@ -118,6 +118,19 @@ def test_rows_are_predicted_from_csv_and_npy(of_vectors: Bundle, tmp_path: Path,
     assert err.startswith("7 rows in ")
 
 
+def test_rows_that_the_network_cannot_take_fail_alone(of_vectors: Bundle, tmp_path: Path, metasearch: Run) -> None:
+    files = [tmp_path / name for name in ("good.csv", "empty.csv", "vast.csv")]
+    for file, line in zip(files, ("1,2,3,4,5,6", "u,v,w,x,y,z", "3e38,3e38,3e38,3e38,3e38,3e38"), strict=True):
+        file.write_text(line + "\n", encoding="utf-8")
+    code, out, err = metasearch("predict", str(of_vectors.folder), "--json", *map(str, files), "x" * 300)
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert code == 1
+    assert [each["file"] for each in found["predictions"]] == [str(files[0])]
+    reasons = ["holds no rows", "the network gives no finite numbers for it", "cannot be read as .npy or .csv of rows"]
+    assert [each["reason"].split(" (")[0] for each in found["failed"]] == reasons
+    assert len(err.splitlines()) == 4
+
+
 def test_what_is_no_bundle_is_one_line(tmp_path: Path, metasearch: Run) -> None:
     assert metasearch("predict", str(tmp_path), "x.png") == (
         3,

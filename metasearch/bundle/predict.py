@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 GREY_MODES = frozenset(("1", "L", "I;16", "I;16B", "I;16L", "I"))
+NOT_FINITE = "the network gives no finite numbers for it"
 
 
 class ImageError(ValueError):
@@ -63,7 +64,8 @@ def read_image(
 def read_rows(file: str | Path | BinaryIO, input_shape: tuple[int, ...]) -> np.ndarray:
     """Return the vectors in a .npy file, (N, F) or (F,), or in a CSV of F columns with or without a header: (N, F).
 
-    Raises ImageError for a file that is neither, of another number of columns, or with numbers that are not finite.
+    Raises ImageError for a file that is neither, of no rows, of another number of columns, or with numbers that are not
+    finite.
     """
     if len(input_shape) != 1:
         raise ImageError("the network takes images, no vectors")
@@ -76,6 +78,8 @@ def read_rows(file: str | Path | BinaryIO, input_shape: tuple[int, ...]) -> np.n
         raise ImageError("is not there") from error
     except Exception as error:  # a damaged file fails anywhere in NumPy, with any exception
         raise ImageError(f"cannot be read as .npy or .csv of rows ({_first_line(error)})") from error
+    if not len(rows):
+        raise ImageError("holds no rows")
     if rows.shape[1:] != tuple(input_shape):
         raise ImageError(f"must have {input_shape[0]} columns, got {', '.join(map(str, rows.shape[1:]))}")
     if not np.isfinite(rows).all():
@@ -100,9 +104,16 @@ def logits_of(session: Any, inputs: np.ndarray) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the probabilities (N, K) of logits (N, K)."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    """Return the probabilities (N, K) of logits (N, K); NaN in the rows of logits that are not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def shown(file: str | Path) -> str:
+    """Return a file's name without what a terminal would obey, or cannot print."""
+    name = str(file)
+    return name if name.isprintable() else ascii(name)
 
 
 def main() -> int:
@@ -119,12 +130,15 @@ def main() -> int:
     for file in sys.argv[1:]:
         try:
             inputs = read_image(file, shape)[None] if len(shape) == 3 else read_rows(file, shape)
+            probabilities = softmax(logits_of(session, inputs))
+            if not np.isfinite(probabilities).all():
+                raise ImageError(NOT_FINITE)
         except ImageError as error:
-            sys.stderr.write(f"{file}: {error}\n")
+            sys.stderr.write(f"{shown(file)}: {error}\n")
             failed = 1
             continue
-        for number, row in enumerate(softmax(logits_of(session, inputs))):
-            place = file if len(shape) == 3 else f"{file}:{number}"
+        for number, row in enumerate(probabilities):
+            place = shown(file) + ("" if len(shape) == 3 else f":{number}")
             sys.stdout.write(f"{place}\t{bundle['class_names'][row.argmax()]}\t{row.max():.4f}\n")
     return failed
 
@@ -144,14 +158,12 @@ def _rows(content: bytes) -> np.ndarray:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         return np.atleast_2d(loaded).astype(np.float32, casting="same_kind")
     lines = [line for line in csv.reader(content.decode("utf-8-sig").splitlines()) if line]
-    if not lines:
-        raise ImageError("holds no rows")
-    return np.array(lines[_is_header(lines[0]) :], np.float32).reshape(-1, len(lines[0]))
+    return np.array(lines[_has_header(lines) :], np.float32)
 
 
-def _is_header(line: list[str]) -> bool:
+def _has_header(lines: list[list[str]]) -> bool:
     try:
-        [float(cell) for cell in line]
+        [float(cell) for line in lines[:1] for cell in line]
     except ValueError:
         return True
     return False

@@ -169,6 +169,13 @@ def test_rows_of_csv_are_read_with_and_without_a_header(text: str, tmp_path: Pat
     np.testing.assert_array_equal(rows, [[1, 2, 3], [4, 5, 6]])
 
 
+def test_logits_that_are_not_finite_have_no_probabilities_and_warn_of_nothing() -> None:
+    logits = np.array([[np.inf, 0.0], [-np.inf, -np.inf], [-3e38, 3e38]], np.float32)
+    with np.errstate(all="raise"):
+        found = softmax(logits)
+    np.testing.assert_array_equal(found, [[np.nan, np.nan], [np.nan, np.nan], [0.0, 1.0]])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8, np.float16])
 def test_rows_of_npy_are_read_from_any_real_type(dtype: type[np.generic], tmp_path: Path) -> None:
     values = np.arange(6).reshape(2, 3).astype(dtype)
@@ -203,6 +210,8 @@ def npy(header: str, data: bytes = b"") -> bytes:
     ("content", "reason"),
     [
         (b"", "holds no rows"),
+        (b"a,b,c\n", "holds no rows"),
+        (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 3), }\n"), "holds no rows"),
         (b"1,2\n", "must have 3 columns, got 2"),
         (b"1,2,3\n4,5\n", "cannot be read as"),
         (b"1,2,3\n4,5,six\n", "cannot be read as"),
@@ -244,11 +253,12 @@ def test_predict_py_prints_the_classes_of_the_package(stand_in: Path, tmp_path: 
     files = [tmp_path / name for name in ("colour.png", "large.jpg", "alpha.png")]
     for file in files:
         FILES[file.name]().save(file)
-    (tmp_path / "bad.png").write_bytes(b"")
-    command = [sys.executable, "-I", str(stand_in / "predict.py"), *map(str, files), str(tmp_path / "bad.png")]
+    bad = tmp_path / "b\x1b[31mad.png"
+    bad.write_bytes(b"")
+    command = [sys.executable, "-I", str(stand_in / "predict.py"), *map(str, files), str(bad)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 1
-    assert run.stderr == f"{tmp_path / 'bad.png'}: is damaged, or no image of PNG, JPEG, GIF, BMP, WEBP, TIFF\n"
+    assert run.stderr == f"{ascii(str(bad))}: is damaged, or no image of PNG, JPEG, GIF, BMP, WEBP, TIFF\n"
     opened = open_bundle(stand_in)
     expected = opened.classify(np.stack([read_image(file, opened.bundle.input_shape) for file in files]))
     assert run.stdout.splitlines() == [
