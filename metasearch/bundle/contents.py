@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import reprlib
-import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from metasearch.bundle.schema import FIELDS, check_together, parse_json, record
 from metasearch.errors import InputError, NotFoundError
 
 FORMAT = 1
@@ -36,12 +35,6 @@ FOLDERS = {"references"}
 MOST_DOCUMENT_BYTES = 4 * 2**20
 MOST_FILE_BYTES = 2 * 2**30
 """The most that a file of Protocol Buffers, and so model.onnx, can have."""
-MOST_INPUT_VALUES = 2**24
-MOST_INTEGER = 2**53
-MOST_CHARACTERS = 4096
-
-Check = Callable[[Any, str], None]
-"""Raises ValueError, with the field's place in bundle.json and the rule, for a value that breaks it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +44,8 @@ class Bundle:
     name: STUDY-trial-N. input_shape: (C, H, W) or (F,). normalisation: scale and shift, C or F numbers each, which
     are inside the graph already. preprocessing: what makes an image file an input (mode, size as [W, H], resample,
     transparent), {} for vectors. final: the means of the final runs (test_accuracy, test_std, test_seeds, ...) where
-    there were any. stages: stage and metrics of each. provenance, parity: see PROVENANCE and PARITY. files: the SHA-256
-    of every file but bundle.json, by its name in the folder.
+    there were any. stages: stage and metrics of each. provenance, parity: see PROVENANCE and PARITY of `schema.py`.
+    files: the SHA-256 of every file but bundle.json, by its name in the folder.
     """
 
     folder: Path
@@ -105,8 +98,9 @@ def read_bundle(folder: Path) -> Bundle:
     place = str(folder / DOCUMENT)
     try:
         document = _read_document(folder / DOCUMENT)
-        _record(FIELDS)(document, "")
-        _check_together(document)
+        record(FIELDS)(document, "")
+        check_together(document)
+        _check_names(document["files"])
     except OSError as error:
         raise InputError(place, f"cannot be read ({error.strerror})") from error
     except RecursionError as error:
@@ -151,7 +145,7 @@ def _read_document(place: Path) -> dict[str, Any]:
         content = file.read(MOST_DOCUMENT_BYTES + 1)
     if len(content) > MOST_DOCUMENT_BYTES:
         raise ValueError(f"must have at most {MOST_DOCUMENT_BYTES} bytes")
-    document = json.loads(content, object_pairs_hook=_without_repeats, parse_float=_finite, parse_constant=_finite)
+    document = parse_json(content)
     if not isinstance(document, dict):
         raise ValueError(f"must be a mapping, got {reprlib.repr(document)}")
     if document.get("format") != FORMAT:
@@ -163,20 +157,6 @@ def _read_document(place: Path) -> dict[str, Any]:
     if content != _document_bytes(document):
         raise ValueError("was changed after it was written: it must be spelled as metasearch writes it")
     return document
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is given twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"numbers must be finite, got {reprlib.repr(text)}")
-    return number
 
 
 def _found_files(folder: Path) -> set[str]:
@@ -198,6 +178,14 @@ def _found_files(folder: Path) -> set[str]:
             else:
                 _refuse(str(folder), "must hold a bundle's regular files only: no link and no other folder", name)
     return found
+
+
+def _check_names(names: Collection[str]) -> None:
+    """Raise ValueError unless the files that bundle.json names are a bundle's."""
+    if missing := sorted(set(REQUIRED) - set(names)):
+        raise ValueError(f"files: lacks {missing[0]}")
+    if unknown := sorted(set(names) - {*REQUIRED, *OPTIONAL}):
+        raise ValueError(f"files: must name {', '.join((*REQUIRED, *OPTIONAL))} only, got {reprlib.repr(unknown[0])}")
 
 
 def _check_files(folder: Path, found: set[str], hashes: Mapping[str, str]) -> None:
@@ -224,172 +212,3 @@ def _sha256(path: Path) -> str:
 def _refuse(place: str, rule: str, value: object) -> NoReturn:
     """Raise InputError with a value of a stranger's choosing: shortened, and without what a terminal would obey."""
     raise InputError(place, f"{rule}, got {reprlib.repr(value)}")
-
-
-def _one(holds: Callable[[Any], bool], rule: str) -> Check:
-    """Return the check of a single value."""
-
-    def check(value: Any, place: str) -> None:
-        if not holds(value):
-            raise ValueError(f"{place}: must be {rule}, got {reprlib.repr(value)}")
-
-    return check
-
-
-def _many(item: Check, *, least: int = 0) -> Check:
-    """Return the check of a list."""
-
-    def check(value: Any, place: str) -> None:
-        _LIST(value, place)
-        if len(value) < least:
-            raise ValueError(f"{place}: must have at least {least} items, got {len(value)}")
-        for position, part in enumerate(value):
-            item(part, f"{place}[{position}]")
-
-    return check
-
-
-def _by_name(item: Check) -> Check:
-    """Return the check of a mapping with any names."""
-
-    def check(value: Any, place: str) -> None:
-        _MAPPING(value, place)
-        for name, part in value.items():
-            TEXT(name, f"{place}: a name")
-            item(part, f"{place}.{name}")
-
-    return check
-
-
-def _record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """Return the check of a mapping with these names."""
-    checks = {**needed, **(optional or {})}
-
-    def check(value: Any, place: str) -> None:
-        _MAPPING(value, place)
-        before = f"{place}." if place else ""
-        if missing := sorted(needed.keys() - value.keys()):
-            raise ValueError(f"{before}{missing[0]}: must be given")
-        if unknown := sorted(value.keys() - checks.keys()):
-            raise ValueError(f"{place or 'it'} must hold {', '.join(checks)} only, got {reprlib.repr(unknown[0])}")
-        for name, part in value.items():
-            checks[name](part, f"{before}{name}")
-
-    return check
-
-
-def _is_text(value: Any) -> bool:
-    # controls (Cc) move a terminal's cursor, halves of surrogate pairs (Cs) cannot be printed at all
-    if not isinstance(value, str) or len(value) > MOST_CHARACTERS:
-        return False
-    return not any(unicodedata.category(character) in {"Cc", "Cs"} for character in value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INTEGER
-
-
-def _is_number(value: Any) -> bool:
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-_LIST = _one(lambda v: isinstance(v, list), "a list")
-_MAPPING = _one(lambda v: isinstance(v, dict), "a mapping")
-TEXT = _one(_is_text, f"a text of at most {MOST_CHARACTERS} characters, none of them a control")
-TEXT_OR_NULL = _one(
-    lambda v: v is None or _is_text(v),
-    f"null or a text of at most {MOST_CHARACTERS} characters, none of them a control",
-)
-NUMBER = _one(_is_number, "a finite number")
-NUMBER_OR_NULL = _one(lambda v: v is None or _is_number(v), "null or a finite number")
-COUNT = _one(lambda v: _is_integer(v) and v >= 0, "a whole number, at least 0")
-POSITIVE = _one(lambda v: _is_integer(v) and v > 0, "a whole number, at least 1")
-SHARE = _one(lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]")
-FLAG = _one(lambda v: isinstance(v, bool), "true or false")
-SCALAR = _one(
-    lambda v: v is None or isinstance(v, bool) or _is_number(v) or _is_text(v), "a number, text, flag or null"
-)
-SHA256 = _one(_is_sha256, "a SHA-256, 64 hexadecimal digits")
-
-TASK_OPTIONS: Mapping[str, Check] = {
-    "max_train": POSITIVE,
-    "image_size": POSITIVE,
-    "seed": COUNT,
-    "skip_corrupt": FLAG,
-    "augment": TEXT,
-    "unlabelled": TEXT,
-}
-PROVENANCE: Mapping[str, Check] = {
-    "study": TEXT,
-    "trial": COUNT,
-    "task": TEXT,  # the TaskSource's text, and those of its other fields that shape the data
-    "task_options": _record({}, TASK_OPTIONS),
-    "fingerprint": TEXT,
-    "space_digest": TEXT,
-    "teacher": TEXT_OR_NULL,
-    "commit": TEXT_OR_NULL,
-    "versions": _by_name(TEXT),
-    "created": TEXT,
-    "licence": TEXT_OR_NULL,
-}
-PARITY: Mapping[str, Check] = {
-    "images": COUNT,
-    "top1_agreement": SHARE,
-    "largest_difference": NUMBER,
-    "tolerance": NUMBER,
-    "val_accuracy": SHARE,
-}
-FIELDS: Mapping[str, Check] = {
-    "format": POSITIVE,
-    "name": TEXT,
-    "class_names": _many(TEXT, least=2),
-    "input_shape": _many(POSITIVE, least=1),
-    "int8": FLAG,
-    "opset": POSITIVE,
-    "normalisation": _record({"scale": _many(NUMBER), "shift": _many(NUMBER)}),
-    "preprocessing": _by_name(_one(lambda v: _is_text(v) or isinstance(v, list), "a text or a list")),
-    "config": _by_name(SCALAR),
-    "seed": COUNT,
-    "metrics": _by_name(NUMBER),
-    "final": _by_name(NUMBER_OR_NULL),
-    "stages": _many(_record({"stage": TEXT, "metrics": _by_name(NUMBER)}, {"seconds": NUMBER})),
-    "provenance": _record(PROVENANCE),
-    "parity": _record(PARITY, {"float_agreement": SHARE}),
-    "files": _by_name(SHA256),
-    "digest": SHA256,
-}
-
-
-def preprocessing_of(input_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return what makes a file an input of a shape: the constants of `predict.read_image`; {} for vectors."""
-    if len(input_shape) == 1:
-        return {}
-    channels, height, width = input_shape
-    mode = "L" if channels == 1 else "RGB"
-    return {"mode": mode, "size": [width, height], "resample": "bilinear", "transparent": "white"}
-
-
-def _check_together(document: Mapping[str, Any]) -> None:
-    """Raise ValueError for fields that do not fit each other."""
-    shape = tuple(document["input_shape"])
-    image = len(shape) == 3 and shape[0] in (1, 3)
-    if not (image or len(shape) == 1) or math.prod(shape) > MOST_INPUT_VALUES:
-        rule = f"must be (1 or 3, H, W) or (F,), with at most {MOST_INPUT_VALUES} values"
-        raise ValueError(f"input_shape: {rule}, got {reprlib.repr(shape)}")
-    for name, numbers in document["normalisation"].items():
-        if len(numbers) != shape[0]:
-            raise ValueError(f"normalisation.{name}: must have {shape[0]} numbers, got {len(numbers)}")
-    if document["preprocessing"] != preprocessing_of(shape):
-        expected = preprocessing_of(shape)
-        raise ValueError(f"preprocessing: must be {expected}, got {reprlib.repr(document['preprocessing'])}")
-    if document["int8"] and "float_agreement" not in document["parity"]:
-        raise ValueError("parity: lacks float_agreement, which an int8 network has")
-    names = document["files"].keys()
-    if missing := sorted(set(REQUIRED) - names):
-        raise ValueError(f"files: lacks {missing[0]}")
-    if unknown := sorted(names - {*REQUIRED, *OPTIONAL}):
-        raise ValueError(f"files: must name {', '.join((*REQUIRED, *OPTIONAL))} only, got {reprlib.repr(unknown[0])}")

@@ -23,10 +23,8 @@ from metasearch.bundle.contents import (
     PORTABLE,
     PROGRAM,
     SCRIPT,
-    TASK_OPTIONS,
     WEIGHTS,
     Bundle,
-    preprocessing_of,
     read_bundle,
     write_document,
 )
@@ -35,6 +33,7 @@ from metasearch.bundle.portable import portable_logits, write_portable
 from metasearch.bundle.program import open_program, write_program
 from metasearch.bundle.references import write_references
 from metasearch.bundle.runtime import open_bundle
+from metasearch.bundle.schema import TASK_OPTIONS, preprocessing_of
 from metasearch.errors import InputError, MetasearchError
 from metasearch.measure import accuracy, predict
 from metasearch.models.lowered import LoweredNetwork

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from metasearch.bundle import predict
-from metasearch.bundle.contents import CARD, MODEL, PROGRAM, SCRIPT, WEIGHTS, Bundle, preprocessing_of, write_document
+from metasearch.bundle.contents import CARD, MODEL, PROGRAM, SCRIPT, WEIGHTS, Bundle, write_document
 from metasearch.bundle.program import write_program
+from metasearch.bundle.schema import preprocessing_of
 from metasearch.export import OPSET, write_onnx
 from metasearch.models import NetworkSpec, build_network
 from metasearch.models.lowered import lower

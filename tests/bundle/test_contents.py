@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasearch.bundle.contents import CARD, DOCUMENT, FIELDS, MODEL, REQUIRED, read_bundle, write_document
+from metasearch.bundle.contents import CARD, DOCUMENT, MODEL, REQUIRED, read_bundle, write_document
+from metasearch.bundle.schema import FIELDS
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from tests.bundle.forged import document_of, fields_of_an_empty_bundle, forge, write_empty_bundle
 
