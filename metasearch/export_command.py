@@ -29,7 +29,10 @@ def export(
         list[str] | None, typer.Option(metavar="EXPR", help="As of `best`: the best trial that keeps it; repeat.")
     ] = None,
     references: Annotated[
-        bool, typer.Option("--references", help="Add the teacher and the uncompressed student, which is trained.")
+        bool,
+        typer.Option(
+            "--references", help="Add the teacher, the uncompressed student (trained for it), the network before int8."
+        ),
     ] = False,
     executorch: Annotated[
         bool, typer.Option("--executorch", help="Add model.pte for phones (extra `executorch`).")

@@ -36,18 +36,16 @@ def model_card(
     chosen: Chosen,
     described: Mapping[str, Any],
     *,
-    uncompressed: Mapping[str, float],
     float_accuracy: float,
 ) -> str:
     """Return the card as Markdown.
 
-    described: the fields of the bundle's document. uncompressed: what is measured of the same student
-    without compression, nothing where it was not trained. float_accuracy: of the float network on validation data.
+    described: the fields of the bundle's document. float_accuracy: of the float network on validation data.
     """
     c = Configuration.of(chosen.result.config)
     sections = [
         ("", [_about(chosen, described, c)]),
-        ("Results", [_results(chosen, uncompressed), _parity_text(described, float_accuracy)]),
+        ("Results", [_results(chosen, described), _parity_text(described, float_accuracy)]),
         ("Input", [_input_text(described)]),
         ("Use", [_use_text(described)]),
         ("Training", _training(chosen, c)),
@@ -90,10 +88,15 @@ def _about(chosen: Chosen, described: Mapping[str, Any], c: Configuration) -> st
     )
 
 
-def _results(chosen: Chosen, uncompressed: Mapping[str, float]) -> str:
+def _results(chosen: Chosen, described: Mapping[str, Any]) -> str:
     final = {name: value for name, value in chosen.final.items() if value is not None}
-    own = {**chosen.result.metrics, **final}
-    columns = {"this network": own, "teacher": chosen.teacher.get("metrics", {}), UNCOMPRESSED: uncompressed}
+    own, references = {**chosen.result.metrics, **final}, described["references"]
+    columns = {
+        "this network": own,
+        "before int8": references.get("float"),
+        "teacher": references.get("teacher") or chosen.teacher.get("metrics"),
+        UNCOMPRESSED: references.get("student"),
+    }
     columns = {heading: metrics for heading, metrics in columns.items() if metrics}
     rows = []
     predicted = chosen.description.latency
@@ -102,7 +105,9 @@ def _results(chosen: Chosen, uncompressed: Mapping[str, float]) -> str:
         cells = [_metric(name, metrics.get(name)) for metrics in columns.values()]
         if name == "test_accuracy" and "test_seeds" in final:
             spread = f" ± {100 * final['test_std']:.2f}" if "test_std" in final else ""
-            cells[0] = f"{_metric(name, own[name])}{spread} ({final['test_seeds']:.0f} seeds)"
+            one = _metric(name, described["metrics"].get(name))
+            told_one = f"; this one {one}" if one else ""
+            cells[0] = f"{_metric(name, own[name])}{spread} ({final['test_seeds']:.0f} seeds{told_one})"
         if any(cells):
             rows.append([words, *cells])
     return _table(["", *columns], rows)
@@ -186,7 +191,7 @@ def _controls(chosen: Chosen) -> str:
 
 def _limits(chosen: Chosen, described: Mapping[str, Any]) -> list[str]:
     lines = ["It knows the classes above only: whatever it is shown becomes one of them."]
-    if "test_accuracy" not in chosen.final:
+    if not chosen.has_read_test:
         lines.append("It was chosen on the validation data, which therefore flatter it; the test split was not read.")
     if chosen.rebuilt:
         lines.append(

@@ -54,6 +54,11 @@ class Chosen:
         """How errors name the trial."""
         return f"trial {self.number} of {self.study}"
 
+    @property
+    def has_read_test(self) -> bool:
+        """Whether the test split was read for it, by final runs: else it stays unread."""
+        return "test_accuracy" in self.final
+
 
 def choose_trial(
     storage: RDBStorage,

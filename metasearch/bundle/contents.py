@@ -22,11 +22,12 @@ from typing import Any, NoReturn
 from metasearch.bundle.schema import FIELDS, check_together, parse_json, record
 from metasearch.errors import InputError, NotFoundError
 
-FORMAT = 1
+FORMAT = 2
 DOCUMENT = "bundle.json"
 MODEL, PROGRAM, WEIGHTS, CARD, SCRIPT = "model.onnx", "model.pt2", "weights.safetensors", "MODEL_CARD.md", "predict.py"
 REQUIRED = (MODEL, PROGRAM, WEIGHTS, CARD, SCRIPT)
-REFERENCES = {"teacher": "references/teacher.onnx", "student": "references/student.onnx"}
+REFERENCES = {role: f"references/{role}.onnx" for role in ("teacher", "student", "float")}
+"""By role: the teacher, the same student without compression, and an int8 network as it was before int8."""
 PORTABLE = "model.pte"
 """The network for ExecuTorch, where it was asked for."""
 OPTIONAL = (*REFERENCES.values(), PORTABLE)
@@ -44,8 +45,10 @@ class Bundle:
     name: STUDY-trial-N. input_shape: (C, H, W) or (F,). normalisation: scale and shift, C or F numbers each, which
     are inside the graph already. preprocessing: what makes an image file an input (mode, size as [W, H], resample,
     transparent), {} for vectors. final: the means of the final runs (test_accuracy, test_std, test_seeds, ...) where
-    there were any. stages: stage and metrics of each. provenance, parity: see PROVENANCE and PARITY of `schema.py`.
-    files: the SHA-256 of every file but bundle.json, by its name in the folder.
+    there were any. references: by role, what is measured of a network that lies beside. Where there were final runs,
+    metrics and references have a test_accuracy, too: of the very network that is here. stages: stage and metrics of
+    each. provenance, parity: see PROVENANCE and PARITY of `schema.py`. files: the SHA-256 of every file but
+    bundle.json, by its name in the folder.
     """
 
     folder: Path
@@ -60,6 +63,7 @@ class Bundle:
     seed: int
     metrics: Mapping[str, float]
     final: Mapping[str, float | None]
+    references: Mapping[str, Mapping[str, float]]
     stages: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any]
     parity: Mapping[str, Any]
@@ -100,7 +104,7 @@ def read_bundle(folder: Path) -> Bundle:
         document = _read_document(folder / DOCUMENT)
         record(FIELDS)(document, "")
         check_together(document)
-        _check_names(document["files"])
+        _check_names(document["files"], roles=document["references"])
     except OSError as error:
         raise InputError(place, f"cannot be read ({error.strerror})") from error
     except RecursionError as error:
@@ -180,12 +184,14 @@ def _found_files(folder: Path) -> set[str]:
     return found
 
 
-def _check_names(names: Collection[str]) -> None:
-    """Raise ValueError unless the files that bundle.json names are a bundle's."""
+def _check_names(names: Collection[str], *, roles: Collection[str]) -> None:
+    """Raise ValueError unless the files that bundle.json names are a bundle's. roles: of the references among them."""
     if missing := sorted(set(REQUIRED) - set(names)):
         raise ValueError(f"files: lacks {missing[0]}")
     if unknown := sorted(set(names) - {*REQUIRED, *OPTIONAL}):
         raise ValueError(f"files: must name {', '.join((*REQUIRED, *OPTIONAL))} only, got {reprlib.repr(unknown[0])}")
+    if unknown := sorted(set(roles) - {role for role, file in REFERENCES.items() if file in names}):
+        raise ValueError(f"references: must be of references among its files, got {reprlib.repr(unknown[0])}")
 
 
 def _check_files(folder: Path, found: set[str], hashes: Mapping[str, str]) -> None:

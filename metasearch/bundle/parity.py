@@ -24,6 +24,7 @@ from metasearch.models.module_network import ModuleNetwork
 from metasearch.models.weights import describe_weights, load_weights
 from metasearch.quantize import QuantizedNetwork
 from metasearch.run import Deployed
+from metasearch.tasks import Task
 from metasearch.tasks.task import Normalisation
 from metasearch.teachers.exported import node_names, node_values
 from metasearch.teachers.onnx_file import open_onnx
@@ -101,6 +102,11 @@ def onnx_logits(model: Path, inputs: Tensor) -> Tensor:
     """Return the logits (N, K) that onnxruntime computes from an ONNX file."""
     session = open_session(model)
     return predict(lambda batch: torch.from_numpy(logits_of(session, batch.numpy())), inputs)
+
+
+def accuracy_on_test(model: Path, task: Task) -> float:
+    """Return the accuracy of an ONNX file on the task's test split."""
+    return accuracy(onnx_logits(model, task.test.inputs), task.test.labels)
 
 
 def require_parity(

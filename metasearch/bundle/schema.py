@@ -168,6 +168,7 @@ FIELDS: Mapping[str, Check] = {
     "seed": COUNT,
     "metrics": by_name(NUMBER),
     "final": by_name(NUMBER_OR_NULL),
+    "references": by_name(by_name(NUMBER)),
     "stages": many(record({"stage": TEXT, "metrics": by_name(NUMBER)}, {"seconds": NUMBER})),
     "provenance": record(PROVENANCE),
     "parity": record(PARITY, {"float_agreement": SHARE}),

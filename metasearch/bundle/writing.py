@@ -28,7 +28,7 @@ from metasearch.bundle.contents import (
     read_bundle,
     write_document,
 )
-from metasearch.bundle.parity import Parity, measured_parity, require_parity
+from metasearch.bundle.parity import Parity, accuracy_on_test, measured_parity, require_parity
 from metasearch.bundle.portable import portable_logits, write_portable
 from metasearch.bundle.program import open_program, write_program
 from metasearch.bundle.references import write_references
@@ -62,8 +62,8 @@ def write_bundle(
     """Write a trial as a bundle and return it as it reads; `target` holds the whole of it or what it held before.
 
     files: of the trial, by the names that the pipeline gives them. licence: of the data. force: whether a bundle that
-    is there is replaced. references: whether to add the teacher and the uncompressed student; portable: the network for
-    ExecuTorch. tell: hears what takes long, in a line.
+    is there is replaced. references: whether to add the teacher, the uncompressed student and the network before int8;
+    portable: the network for ExecuTorch. tell: hears what takes long, in a line.
     Raises InputError for a target that is there or cannot be written, a file that is not the network that was trained,
     or a task with other data.
     """
@@ -83,10 +83,13 @@ def write_bundle(
             tell("ExecuTorch's program")
             write_portable(network, folder / PORTABLE)
             _require_same(portable_logits(folder / PORTABLE), network, task, place=f"{PORTABLE} of {chosen.place}")
-        uncompressed = write_references(folder, chosen, task, tell=tell) if references else {}
         described = _described(chosen, folder, network, task, parity, licence)
+        if references:
+            before_int8 = in_float if isinstance(network, QuantizedNetwork) else None
+            found = write_references(folder, chosen, task, before_int8=before_int8, tell=tell)
+            described["references"] = {role: _finite(metrics) for role, metrics in found.items()}
         float_accuracy = accuracy(float_logits, task.validation.labels)
-        card = model_card(chosen, described, uncompressed=uncompressed, float_accuracy=float_accuracy)
+        card = model_card(chosen, described, float_accuracy=float_accuracy)
         (folder / CARD).write_text(card, encoding="utf-8")
         shutil.copyfile(str(script.__file__), folder / SCRIPT)
         write_document(folder, **described)
@@ -155,6 +158,7 @@ def _described(
     """Return the fields of the bundle's document, but its files."""
     d, result = chosen.description, chosen.result
     n = task.normalisation
+    test = {"test_accuracy": accuracy_on_test(folder / MODEL, task)} if chosen.has_read_test else {}
     return {
         "name": chosen.name,
         "class_names": list(task.class_names),
@@ -165,8 +169,9 @@ def _described(
         "preprocessing": preprocessing_of(task.input_shape),
         "config": dict(result.config),
         "seed": result.seed,
-        "metrics": _finite(result.metrics),
+        "metrics": _finite(result.metrics) | test,
         "final": _finite(chosen.final),
+        "references": {},
         "stages": [{"stage": s.stage, "seconds": s.seconds, "metrics": _finite(s.metrics)} for s in result.stages],
         "provenance": {
             "study": chosen.study,

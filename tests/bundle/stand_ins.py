@@ -52,6 +52,7 @@ def described(task: Task, *, int8: bool) -> dict[str, Any]:
         "seed": 3,
         "metrics": {"val_accuracy": 0.5, "model_bytes": 1234},
         "final": {"test_accuracy": 0.5, "test_std": None, "test_seeds": 1},
+        "references": {},
         "stages": [{"stage": "distill", "metrics": {"val_accuracy": 0.5}}],
         "provenance": {
             "study": "stand-in",

@@ -18,6 +18,8 @@ DESCRIBED: dict[str, Any] = {
     "class_names": ["a|b", "c"],
     "input_shape": [3, 16, 20],
     "int8": True,
+    "metrics": {"val_accuracy": 0.91},
+    "references": {},
     "normalisation": {"scale": [0.01, 0.02, 0.03], "shift": [-1.0, -1.5, -2.0]},
     "preprocessing": {"mode": "RGB", "size": [20, 16], "resample": "bilinear", "transparent": "white"},
     "provenance": {"licence": "cc-by-4.0", "task": "letters"},
@@ -44,7 +46,7 @@ def chosen(folder: Path, **changes: Any) -> Chosen:
 
 
 def card_of(trial: Chosen, *, described: dict[str, Any] = DESCRIBED, **options: Any) -> str:
-    return model_card(trial, described, **{"uncompressed": {}, "float_accuracy": 0.915, **options})
+    return model_card(trial, described, **{"float_accuracy": 0.915, **options})
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -88,11 +90,19 @@ def test_what_is_known_of_network_teacher_and_reference_stands_side_by_side(tmp_
         final={"test_accuracy": 0.905, "test_std": 0.004, "test_seeds": 3, "latency_ms": 0.0421},
         teacher={"spec": "convnet:width=24,depth=6", "metrics": {"val_accuracy": 0.95, "macs": 9e6}},
     )
-    card = card_of(found, uncompressed={"val_accuracy": 0.93, "model_bytes": 50_000})
-    assert cells(card, "accuracy, validation") == ["91.00 %", "95.00 %", "93.00 %"]
-    assert cells(card, "accuracy, test") == ["90.50 % ± 0.40 (3 seeds)", "", ""]
-    assert cells(card, "bytes of all stored tensors") == ["12.5 kB", "", "50 kB"]
-    assert cells(card, "multiply-accumulates of one input") == ["1.5 M", "9 M", ""]
+    measured = {
+        "references": {
+            "student": {"val_accuracy": 0.93, "model_bytes": 50_000},
+            "float": {"val_accuracy": 0.915, "test_accuracy": 0.908, "macs": 1.5e6},
+        },
+        "metrics": {"test_accuracy": 0.9075},
+    }
+    card = card_of(found, described=DESCRIBED | measured)
+    assert cells(card, "") == ["this network", "before int8", "teacher", "same student, uncompressed"]
+    assert cells(card, "accuracy, validation") == ["91.00 %", "91.50 %", "95.00 %", "93.00 %"]
+    assert cells(card, "accuracy, test") == ["90.50 % ± 0.40 (3 seeds; this one 90.75 %)", "90.80 %", "", ""]
+    assert cells(card, "bytes of all stored tensors") == ["12.5 kB", "", "", "50 kB"]
+    assert cells(card, "multiply-accumulates of one input") == ["1.5 M", "1.5 M", "9 M", ""]
     assert "99.85%" in section(card, "Results")
     assert "98.50%" in section(card, "Results")
     assert "which therefore flatter it" not in card

@@ -168,24 +168,40 @@ def test_only_a_bundle_is_replaced_and_only_where_asked(tmp_path: Path, written:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_the_references_are_the_teacher_and_the_student_without_compression(tmp_path: Path) -> None:
+@pytest.mark.parametrize("final", [{}, {"test_accuracy": 0.5, "test_seeds": 2}])
+def test_the_references_are_the_teacher_and_the_student_without_compression_or_before_int8(
+    final: dict[str, float], tmp_path: Path
+) -> None:
     chosen, files, task = made_trial(tmp_path, HALVED | SPARSE | {"sparsity": 0.5}, teacher="mlp:width=4,depth=1")
+    chosen = replace(chosen, final=final, teacher={"metrics": {"val_accuracy": 0.75}})
     bundle = write_bundle(chosen, files, task, tmp_path / "bundle", references=True)
-    student, teacher = (onnx.load(bundle.path(REFERENCES[name])) for name in ("student", "teacher"))
+    student, teacher, before_int8 = (
+        onnx.load(bundle.path(REFERENCES[name])) for name in ("student", "teacher", "float")
+    )
     weights = {t.name: tuple(t.dims) for t in student.graph.initializer}
     assert weights["convolution_1.weight"][0] == 20
     assert {t.data_type for t in student.graph.initializer} == {onnx.TensorProto.FLOAT}
     assert any(node.op_type == "Gemm" for node in teacher.graph.node)
+    assert [value.dims for value in before_int8.graph.initializer if value.name == "logits.weight"]
+    assert not any(node.op_type == "QuantizeLinear" for node in before_int8.graph.node)
     assert "same student, uncompressed" in bundle.path(CARD).read_text()
     open_bundle(tmp_path / "bundle")
+    measured, metrics = bundle.references, bundle.metrics
+    assert measured["teacher"].keys() == {"val_accuracy", "model_bytes"}
+    assert measured["student"]["parameters"] > measured["float"]["parameters"] == metrics["parameters"]
+    assert measured["student"]["model_bytes"] > measured["float"]["model_bytes"] > metrics["model_bytes"]
+    read = [known for known in (metrics, measured["student"], measured["float"]) if "test_accuracy" in known]
+    assert len(read) == (3 if final else 0)  # the test split is read only where final runs have
+    assert all(0 <= known["test_accuracy"] <= 1 for known in read)
 
 
 def test_a_teacher_that_is_no_single_network_is_left_out(tmp_path: Path) -> None:
     member = {"text": "mlp:width=4,depth=1", "weights": None, "share": 1.0}
     chosen, _, task = made_trial(tmp_path, {}, teacher={"members": [member, member]})
     told: list[str] = []
-    measured = write_references(tmp_path, chosen, task, tell=told.append)
-    assert 0 < measured["val_accuracy"] <= 1
+    measured = write_references(tmp_path, chosen, task, before_int8=None, tell=told.append)
+    assert measured.keys() == {"student"}
+    assert 0 < measured["student"]["val_accuracy"] <= 1
     assert [path.name for path in (tmp_path / "references").iterdir()] == ["student.onnx"]
     assert told[0].startswith("teacher mlp:width=4,depth=1 + mlp:width=4,depth=1: is no network that can be written")
 
