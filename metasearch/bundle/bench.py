@@ -15,21 +15,27 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metasearch.bundle.contents import MODEL, REFERENCES, Bundle, read_bundle
 from metasearch.bundle.memory import network_memory, runtime_memory
 from metasearch.bundle.predict import open_session
-from metasearch.errors import InputError
+from metasearch.bundle.subjects import Subject, subjects_of
+from metasearch.errors import InputError, MetasearchError
+from metasearch.functions import first_line
 from metasearch.latency.profile import profiled
 
 FORMAT = 1
-BUNDLE = "bundle"
+SECONDS, MOST_SECONDS = 2.0, 3600.0
+"""For each network and number of threads: by default, and at most."""
+IMAGES, MOST_IMAGES = 64, 65_536
+"""In a batch."""
+MOST_THREADS = 1024
+MOST_NAME = 200
+"""Characters of a device's name, which is a part of a study attribute's."""
 ROUNDS = 10
 LEAST_RUNS, LEAST_BATCHES = 5, 1
 """Of one image, and of a batch, in each round, after as many that do not count."""
@@ -39,91 +45,25 @@ BATCHES = (1, 4, 16, 64, 256)
 Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A network to measure. role: bundle, teacher or student. digest: SHA-256 of its file. trial: None of a reference.
-
-    model_bytes: of the tensors that it stores, None where that is not known.
-    """
-
-    name: str
-    role: str
-    path: Path
-    digest: str
-    input_shape: tuple[int, ...]
-    study: str
-    trial: int | None = None
-    int8: bool = False
-    model_bytes: int | None = None
-
-    def example(self, batch: int) -> np.ndarray:
-        """Return inputs at rest, noise: what is in them makes no difference."""
-        shape, rng = (batch, *self.input_shape), np.random.default_rng(0)
-        return rng.integers(0, 256, shape, np.uint8) if len(shape) == 4 else rng.random(shape, np.float32)
-
-
-def subjects_of(folders: Sequence[Path]) -> list[Subject]:
-    """Return the networks of bundles, then those of their references, each once: a student may be its own reference.
-
-    Raises as `read_bundle` and `check_model` do.
-    """
-    bundles = [read_bundle(folder) for folder in folders]
-    found = [_own(bundle) for bundle in bundles] + [each for bundle in bundles for each in _references(bundle)]
-    by_digest: dict[str, Subject] = {}
-    for subject in found:
-        by_digest.setdefault(subject.digest, subject)
-    return list(by_digest.values())
-
-
-def _own(bundle: Bundle) -> Subject:
-    study, trial = bundle.provenance["study"], bundle.provenance["trial"]
-    size = bundle.metrics.get("model_bytes")
-    return Subject(
-        bundle.name,
-        BUNDLE,
-        _checked(bundle, MODEL),
-        bundle.files[MODEL],
-        bundle.input_shape,
-        study,
-        trial,
-        bundle.int8,
-        None if size is None else int(size),
-    )
-
-
-def _references(bundle: Bundle) -> Iterator[Subject]:
-    for role, file in REFERENCES.items():
-        if file in bundle.files:
-            study = bundle.provenance["study"]
-            name = f"{study}: teacher" if role == "teacher" else f"{bundle.name}: uncompressed student"
-            yield Subject(name, role, _checked(bundle, file), bundle.files[file], bundle.input_shape, study)
-
-
-def _checked(bundle: Bundle, file: str) -> Path:
-    """Return the path of a network that is safe to open, as far as what is installed here can tell."""
-    if find_spec("onnx") is not None:  # else the bundle's hashes are all that speaks for it
-        from metasearch.bundle.runtime import check_model
-
-        check_model(bundle, file)
-    return bundle.path(file)
-
-
 def bench(
     subjects: Sequence[Subject],
     *,
     threads: Sequence[int],
-    seconds: float = 2.0,
-    images: int = 64,
+    seconds: float = SECONDS,
+    images: int = IMAGES,
     device: str | None = None,
 ) -> Report:
-    """Return what networks cost here, as JSON has it.
+    """Return what networks cost here, as JSON has it; a file that stands under several names is measured once.
 
     threads: of onnxruntime, each number is measured. seconds: for each network and number of threads. images: the most
     in a batch, for the throughput. device: its name, by default its processor's.
+    Raises InputError for a network that onnxruntime cannot run.
     """
     about = about_device(device)
-    costs = {count: _costs(subjects, count, seconds=seconds, images=images) for count in threads}
+    distinct = list({subject.digest: subject for subject in subjects}.values())
+    costs = {str(count): _costs(distinct, count, seconds=seconds, images=images) for count in threads}
     alone = runtime_memory()
+    found = {subject.digest: _beside_times(subject, alone) for subject in distinct}
     networks = [
         {
             "name": subject.name,
@@ -132,16 +72,35 @@ def bench(
             "study": subject.study,
             "trial": subject.trial,
             "int8": subject.int8,
+            "accuracy": dict(subject.accuracy),
+            "macs": subject.macs,
             "model_bytes": subject.model_bytes,
             "file_bytes": subject.path.stat().st_size,
-            "memory_bytes": network_memory(subject.path, subject.example(1)) - alone,
-            "threads": {str(count): found[subject.digest] for count, found in costs.items()},
-            "layers": [layer.plain() for layer in profiled(subject.path, subject.example(1), runs=PROFILED_RUNS)],
+            "threads": {count: cost[subject.digest] for count, cost in costs.items()},
+            **found[subject.digest],
         }
         for subject in subjects
     ]
     about["load_after"] = _load()
     return {"format": FORMAT, "device": about, "seconds": seconds, "rounds": ROUNDS, "networks": networks}
+
+
+def _beside_times(subject: Subject, alone: int) -> dict[str, Any]:
+    """Return a network's memory above what onnxruntime takes alone, in bytes, and its layers' profile."""
+    with _running(subject):
+        return {
+            "memory_bytes": max(0, network_memory(subject.path, subject.example(1)) - alone),
+            "layers": [layer.plain() for layer in profiled(subject.path, subject.example(1), runs=PROFILED_RUNS)],
+        }
+
+
+@contextmanager
+def _running(subject: Subject) -> Iterator[None]:
+    """Turn what a network fails with into one line: without onnx nobody has checked whether it runs."""
+    try:
+        yield
+    except Exception as error:  # onnxruntime's exceptions have no common base but this
+        raise InputError(str(subject.path), f"cannot be run by onnxruntime ({first_line(error)})") from error
 
 
 def about_device(name: str | None) -> dict[str, Any]:
@@ -179,9 +138,30 @@ def threads_of(text: str | None) -> list[int]:
         return sorted({1, cores()})
     if text == "all":
         return [cores()]
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError("--threads", "must be all or a whole number of at least 1", text)
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MOST_THREADS:
+        raise InputError("--threads", f"must be all or a whole number from 1 to {MOST_THREADS}", text)
     return [int(text)]
+
+
+def names_device(text: str) -> bool:
+    """Whether a text can be the name of a device."""
+    return 0 < len(text) <= MOST_NAME and text.isprintable()
+
+
+def check_asked(*, seconds: float, images: int, device: str | None) -> None:
+    """Raise InputError for --seconds, --images or --device-name that no device can be asked for, or called."""
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise InputError("--seconds", f"must be from 0 to {MOST_SECONDS:g}", seconds)
+    if not 1 <= images <= MOST_IMAGES:
+        raise InputError("--images", f"must be from 1 to {MOST_IMAGES}", images)
+    if device is not None:
+        check_device(device)
+
+
+def check_device(name: str) -> None:
+    """Raise InputError for a --device-name that names no device."""
+    if not names_device(name):
+        raise InputError("--device-name", f"must have 1 to {MOST_NAME} printable characters", name)
 
 
 def _load() -> float | None:
@@ -196,12 +176,13 @@ def _costs(subjects: Sequence[Subject], threads: int, *, seconds: float, images:
     slice_s = seconds / ROUNDS / 2
     for _ in range(ROUNDS):
         for subject in subjects:
-            session = open_session(subject.path, threads=threads)
-            times = np.array(list(_timed(session, subject.example(1), slice_s, least=LEAST_RUNS)))
-            latencies[subject.digest].append(times)
-            rates[subject.digest].append(
-                [_rate(session, subject.example(batch), slice_s / len(batches)) for batch in batches]
-            )
+            with _running(subject):
+                session = open_session(subject.path, threads=threads)
+                times = np.array(list(_timed(session, subject.example(1), slice_s, least=LEAST_RUNS)))
+                latencies[subject.digest].append(times)
+                rates[subject.digest].append(
+                    [_rate(session, subject.example(batch), slice_s / len(batches)) for batch in batches]
+                )
     return {
         digest: _summary(latencies[digest], threads) | _throughput(batches, np.array(rates[digest]))
         for digest in latencies
@@ -253,18 +234,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m metasearch.bundle.bench", description=__doc__)
     parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE")
     parser.add_argument("--threads", help="1, all or a number; 1 and all by default")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each network and number of threads")
-    parser.add_argument("--images", type=int, default=64, help="the most in a batch")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each network and number of threads")
+    parser.add_argument("--images", type=int, default=IMAGES, help="the most in a batch")
     parser.add_argument("--device-name")
     asked = parser.parse_args()
-    report = bench(
-        subjects_of(asked.bundles),
-        threads=threads_of(asked.threads),
-        seconds=asked.seconds,
-        images=asked.images,
-        device=asked.device_name,
-    )
-    sys.stdout.write(json.dumps(report) + "\n")
+    try:
+        threads = threads_of(asked.threads)
+        check_asked(seconds=asked.seconds, images=asked.images, device=asked.device_name)
+        subjects = subjects_of(asked.bundles)
+        report = bench(subjects, threads=threads, seconds=asked.seconds, images=asked.images, device=asked.device_name)
+    except MetasearchError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return error.exit_code
+    sys.stdout.write(json.dumps(report, allow_nan=False) + "\n")
     return 0
 
 

@@ -24,7 +24,8 @@ import numpy as np
 from optuna.storages import RDBStorage
 from scipy.stats import spearmanr
 
-from metasearch.bundle.bench import BUNDLE, Subject, bench
+from metasearch.bundle.bench import bench
+from metasearch.bundle.subjects import BUNDLE, Subject
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import TrialResult
 from metasearch.search.artefacts import joined, trial_folder
