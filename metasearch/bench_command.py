@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metasearch.completion import complete_study
-from metasearch.errors import InputError
-from metasearch.flags import AsJson, StorageUrl
+from metasearch.errors import InputError, NotFoundError
+from metasearch.flags import AsJson, StorageUrl, with_flags
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-COLUMNS = ("network", "threads", "ms", "p95, p99", "CPU ms", "images/s", "memory", "bytes", "file")
+    from optuna.study import Study
 
 
+@dataclass(frozen=True)
+class EffortFlags:
+    """How much is measured; None: as bundle/bench.py has it."""
+
+    threads: Annotated[str | None, typer.Option(help="1, all or a number. Default: 1, and all.")] = None
+    seconds: Annotated[float | None, typer.Option(help="For each network and number of threads. Default: 2.")] = None
+    images: Annotated[int | None, typer.Option(help="The most in a batch, for images a second. Default: 64.")] = None
+
+
+@with_flags
 def bench(
     bundles: Annotated[
         list[Path],
         typer.Argument(metavar="BUNDLE...", help="Folders; or FILE.json, what --json printed on another device."),
     ],
-    threads: Annotated[str | None, typer.Option(help="1, all or a number. Default: 1, and all.")] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each network and number of threads.")] = 2.0,
-    images: Annotated[int, typer.Option(min=1, help="The most in a batch, for images a second.")] = 64,
+    effort: EffortFlags,
     as_json: AsJson = False,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw accuracy against CPU time, marks as large as bytes.")
+    ] = None,
     into: Annotated[
         str | None,
         typer.Option(
@@ -39,110 +50,119 @@ def bench(
     device_name: Annotated[str | None, typer.Option(help="Default: what its processor calls itself.")] = None,
     storage: StorageUrl = None,
 ) -> None:
-    """Measure latency, throughput, memory and bytes of bundles, beside their teacher and uncompressed student.
+    """Measure latency, throughput and memory of bundles, beside their teacher, uncompressed student and float network.
 
     Runs from the bundles alone; `python -m metasearch.bundle.bench BUNDLE...` needs onnxruntime, numpy and pillow only.
 
-    Example: metasearch bench small/ smaller/ --into STUDY
+    Example: metasearch bench small/ smaller/ --svg costs.svg --into STUDY
     """
-    from metasearch.bundle import bench as benching
-
-    files = [path for path in bundles if path.is_file() and path.suffix == ".json"]
-    if files and len(files) < len(bundles):
+    if svg is not None and not os.path.isdir(svg.absolute().parent):
+        raise NotFoundError(f"--svg: {svg}: its folder is not there")
+    study = None if into is None else _study(into, storage)  # before anything is measured
+    files = [path for path in bundles if path.suffix == ".json" and os.path.isfile(path)]
+    if not files:
+        by_one = "--into" if study is not None else "--svg" if svg is not None else None
+        reports = [_measured(bundles, effort, device_name, by_one=by_one)]
+    elif len(files) < len(bundles):
         raise InputError("BUNDLE", "must be bundles, or files of what was measured, not both", str(files[0]))
-    if files:
-        reports = [_read(file) for file in files]
     else:
-        asked = benching.threads_of(threads)
-        if into is not None and 1 not in asked:
-            raise InputError("--threads", "must be 1, or left out, with --into: latencies are modelled on one", threads)
-        subjects = benching.subjects_of(bundles)
-        _tell(f"measuring {len(subjects)} networks: {seconds * len(asked) * len(subjects):.0f} s or more")
-        reports = [benching.bench(subjects, threads=asked, seconds=seconds, images=images, device=device_name)]
+        reports = _read(files, effort, device_name)
+    if len(reports) > 1 and (as_json or svg is not None):
+        raise InputError("--json" if as_json else "--svg", "takes one FILE.json", len(reports))
     for report in reports:
         if as_json:
-            typer.echo(json.dumps(report))
+            typer.echo(json.dumps(report, allow_nan=False))
         else:
             _print(report)
-        if into is not None:
-            _bring_back(report, device_name or report["device"]["name"], into, storage)
+        if svg is not None:
+            _draw(report, svg)
+        if study is not None:
+            _bring_back(report, study)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Return the report in a file. Raises InputError for another file, or one of no use."""
-    from metasearch.bundle.bench import FORMAT
-    from metasearch.latency.measured import measured_of
+def _measured(bundles: list[Path], effort: EffortFlags, device: str | None, *, by_one: str | None) -> dict[str, Any]:
+    """Return the report of bundles. by_one: the flag that asks for the CPU time of one thread."""
+    from metasearch.bundle import bench as benching
+    from metasearch.bundle.subjects import subjects_of
 
-    try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if report["format"] != FORMAT:
-            raise ValueError(f"format {report['format']!r}")
-        str(report["device"]["name"])
-        for network in report["networks"]:
-            measured_of(network)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(str(file), f"is not what `metasearch bench --json` printed ({error!r:.80})") from error
-    return report
+    threads = benching.threads_of(effort.threads)
+    seconds = benching.SECONDS if effort.seconds is None else effort.seconds
+    images = benching.IMAGES if effort.images is None else effort.images
+    benching.check_asked(seconds=seconds, images=images, device=device)
+    if by_one is not None and 1 not in threads:
+        raise InputError(
+            "--threads", f"must be 1, or left out, with {by_one}, which is about one thread", effort.threads
+        )
+    subjects = subjects_of(bundles)
+    networks = len({subject.digest for subject in subjects})
+    _tell(f"measuring {networks} networks: {seconds * len(threads) * networks:.0f} s or more")
+    return benching.bench(subjects, threads=threads, seconds=seconds, images=images, device=device)
 
 
-def _bring_back(report: dict[str, Any], device: str, name: str, storage: str | None) -> None:
-    from metasearch.latency.model import FEWEST, fit
-    from metasearch.search.benchmarks import bring_back
+def _read(files: list[Path], effort: EffortFlags, device: str | None) -> list[dict[str, Any]]:
+    """Return the reports in files, of a device of this name, if one is given."""
+    from metasearch.bundle.bench import check_device
+    from metasearch.bundle.bench_file import read_report
+
+    for name, value in vars(effort).items():
+        if value is not None:
+            raise InputError(f"--{name}", "is for bundles: FILE.json says what was measured", value)
+    reports = [read_report(file) for file in files]
+    if device is not None:
+        check_device(device)
+        for report in reports:
+            report["device"]["name"] = device
+    return reports
+
+
+def _study(name: str, storage: str | None) -> Study:
     from metasearch.search.store import load_study, open_storage, storage_url
 
-    study = load_study(open_storage(storage_url(storage)), name)
-    known = bring_back(study, device, report["networks"])
-    _tell(f"{len(report['networks'])} networks of {device} are kept with {name}, {len(known)} in all")
-    if len(known) < FEWEST:
+    return load_study(open_storage(storage_url(storage)), name)
+
+
+def _bring_back(report: dict[str, Any], study: Study) -> None:
+    from metasearch.latency.model import FEWEST
+    from metasearch.search.benchmarks import bring_back
+
+    name, device, networks = study.study_name, report["device"]["name"], report["networks"]
+    known, fitted = bring_back(study, device, networks)
+    count = len({network["digest"] for network in networks})
+    _tell(f"{count} networks of {device} are kept with {name}, {len(known)} in all")
+    if fitted is None:
         _tell(f"{FEWEST} are needed to predict latencies: export more trials of its front, and bench them")
         return
-    _tell(f"latency_ms can be predicted {fit(known)}")
+    _tell(f"latency_ms can be predicted {fitted}")
     _tell(f"next: metasearch launch TASK --objective val_accuracy --objective latency_ms --latency-from {name}")
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    from metasearch.bundle.bench_picture import bench_picture
+
+    picture = bench_picture(report)
+    try:
+        path.write_text(picture, encoding="utf-8")
+    except OSError as error:
+        raise InputError("--svg", f"must be a file that can be written ({error.strerror})", str(path)) from error
 
 
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from metasearch.bundle.bench_table import bench_table
     from metasearch.report.output import PIPE_WIDTH
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    console.print(_table(report))
+    # names are a stranger's: no [red] and no :smile: in them means anything
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, markup=False, emoji=False, highlight=False)
+    console.print(bench_table(report))
     about = report["device"]
     console.print(
         f"{about['name']}: {about['processor']}, {about['cores']} cores, {about['system']}, onnxruntime "
         f"{about['onnxruntime']}, load {about['load_before']} before, {about['load_after']} after; "
         f"{report['rounds']} interleaved rounds, ± between the quartiles of their medians; images a second (best "
         "batch); memory above that of onnxruntime alone",
-        highlight=False,
         soft_wrap=True,
     )
-
-
-def _table(report: dict[str, Any]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    from metasearch.report.tables import metric_text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in COLUMNS:
-        first = column == "network"
-        table.add_column(
-            column, justify="left" if first else "right", no_wrap=not first, overflow="fold", min_width=20 * first
-        )
-    for network in report["networks"]:
-        sizes = [metric_text("model_bytes", network[key]) for key in ("memory_bytes", "model_bytes", "file_bytes")]
-        for index, (threads, cost) in enumerate(network["threads"].items()):
-            table.add_row(
-                network["name"] if index == 0 else "",
-                threads,
-                f"{cost['ms']:.3f} ±{cost['spread_ms']:.3f}",
-                f"{cost['p95_ms']:.3f}, {cost['p99_ms']:.3f}",
-                f"{cost['cpu_ms']:.3f} ±{cost['cpu_spread_ms']:.3f}" if "cpu_ms" in cost else "",
-                f"{cost['images_per_s']:,.0f} ({cost['batch']})",
-                *(sizes if index == 0 else ("", "", "")),
-            )
-    return table
 
 
 def _tell(line: str) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metasearch.latency.measured import Measured
-from metasearch.latency.work import DENSE, DEPTHWISE, INPUT, POINTWISE, Work
+from metasearch.latency.work import CONVOLUTIONS, DEPTHWISE, INPUT, Work
 
 Array = NDArray[np.float64]
 ANY = "any"
@@ -34,7 +34,6 @@ families on one thread of an AMD EPYC: from 8 of them the others are ranked by .
 by .77; without the ridge by .66 and .81, without the layers' times by .50 and .77."""
 LEAST_RIDGE = 1e-3
 MOST_FOLDS = 20
-CONVOLUTIONS = (DENSE, POINTWISE, DEPTHWISE)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ INPUT = "input"
 """The start of every network: the call itself, the normalisation and, in int8, the quantization of the input."""
 DENSE, POINTWISE, DEPTHWISE, LINEAR = "dense", "pointwise", "depthwise", "linear"
 ADD, MAX_POOL, AVERAGE_POOL, OTHER = "add", "max_pool", "average_pool", "other"
+CONVOLUTIONS = (DENSE, POINTWISE, DEPTHWISE)
+KINDS = (INPUT, *CONVOLUTIONS, LINEAR, ADD, MAX_POOL, AVERAGE_POOL, OTHER)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from metasearch.errors import InputError
 from metasearch.latency.measured import Measured, measured_of
 from metasearch.latency.model import FEWEST, Fit, LatencyModel, fit
-from metasearch.search.names import BENCH
+from metasearch.search.names import MEASURED
 from metasearch.search.store import StudyDescription, load_study, study_exists
 
 if TYPE_CHECKING:
@@ -49,12 +49,21 @@ def latency_of(description: StudyDescription) -> KnownLatency | None:
     return KnownLatency(kept["study"], kept["device"], Fit(**fitted | {"model": LatencyModel(**fitted["model"])}))
 
 
-def bring_back(study: Study, device: str, networks: list[dict[str, Any]]) -> list[Measured]:
-    """Keep what a device measured, as `bench` gives it, with a study; return all that the study has of the device."""
-    name = BENCH + device
-    kept = study.user_attrs.get(name, {}) | {network["digest"]: network for network in networks}
-    study.set_user_attr(name, kept)
-    return _measured(kept)
+def bring_back(study: Study, device: str, networks: list[dict[str, Any]]) -> tuple[list[Measured], Fit | None]:
+    """Keep what a device measured, as `bench` gives it; return all that the study has of the device, and its fit.
+
+    The fit is None of fewer than FEWEST networks. Raises InputError, and keeps nothing, where there is none to be had.
+    """
+    # an attribute for each network: two devices, or two reports of one, may be brought back at the same time
+    new = {f"{MEASURED}{network['digest']} {device}": network for network in networks}
+    try:
+        known = _by_device(study.user_attrs | new)[device]
+        fitted = fit(known) if len(known) >= FEWEST else None
+    except (RuntimeError, ValueError) as error:  # scipy's, where the least squares do not converge
+        raise InputError("--into", f"no latency model can be fitted to what was measured ({error})") from error
+    for name, network in new.items():
+        study.set_user_attr(name, network)
+    return known, fitted
 
 
 def known_latency(storage: RDBStorage, text: str) -> KnownLatency:
@@ -63,11 +72,7 @@ def known_latency(storage: RDBStorage, text: str) -> KnownLatency:
     Raises NotFoundError for a study that is not there, InputError where its measurements are not enough.
     """
     name, device = _study_and_device(storage, text)
-    found = {
-        key.removeprefix(BENCH): value
-        for key, value in load_study(storage, name).user_attrs.items()
-        if key.startswith(BENCH)
-    }
+    found = _by_device(load_study(storage, name).user_attrs)
     if not found:
         raise InputError(
             PLACE, f"no device has measured networks for it: metasearch bench BUNDLE... --into {name}", text
@@ -77,15 +82,21 @@ def known_latency(storage: RDBStorage, text: str) -> KnownLatency:
     device = next(iter(found)) if device is None else device
     if device not in found:
         raise InputError(PLACE, f"must name a device that measured: {', '.join(sorted(found))}", device)
-    networks = _measured(found[device])
+    networks = found[device]
     if len(networks) < FEWEST:
         rule = f"needs the measurements of {FEWEST} networks on {device}: metasearch bench BUNDLE... --into {name}"
         raise InputError(PLACE, rule, len(networks))
     return KnownLatency(name, device, fit(networks))
 
 
-def _measured(kept: Mapping[str, dict[str, Any]]) -> list[Measured]:
-    return [measured_of(network) for network in kept.values()]
+def _by_device(attributes: Mapping[str, Any]) -> dict[str, list[Measured]]:
+    """Return what a study's attributes hold of each device's measurements."""
+    found: dict[str, list[Measured]] = {}
+    for name in sorted(attributes):  # a database keeps no order, and folds of a fit go by it
+        if name.startswith(MEASURED):
+            device = name.removeprefix(MEASURED).partition(" ")[2]
+            found.setdefault(device, []).append(measured_of(attributes[name]))
+    return found
 
 
 def _study_and_device(storage: RDBStorage, text: str) -> tuple[str, str | None]:

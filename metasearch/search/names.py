@@ -2,8 +2,8 @@
 
 Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.py`), `stop` (a request to stop),
 `prior` (of a study that only holds an imported prior, see `imported.py`), `teacher` (its spec and metrics),
-`bench DEVICE` (what `bench --into` brought back from a device, see `benchmarks.py`), and of a companion `latency` (the
-serial measurements).
+`measured DIGEST DEVICE` (what `bench --into` brought back of a network from a device, see `benchmarks.py`), and of a
+companion `latency` (the serial measurements).
 Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
 `curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while a driver
 that stopped in good order has left it to the next one), `spent` (GPU-seconds of its attempts before the last), `role`
@@ -24,7 +24,7 @@ BUSY_TIMEOUT_S = 60
 CONTROLS = "/controls"
 DESCRIPTION, STOP, PRIOR, LEASE = "metasearch", "stop", "prior", "lease"
 TEACHER, LATENCY = "teacher", "latency"
-BENCH = "bench "
+MEASURED = "measured "
 MEASURED_MS = "measured_latency_ms"
 """What the final runs' serial measurement is called where a study's own `latency_ms` is predicted, for a device."""
 RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"

@@ -258,7 +258,7 @@ def test_predict_py_prints_the_classes_of_the_package(stand_in: Path, tmp_path: 
     command = [sys.executable, "-I", str(stand_in / "predict.py"), *map(str, files), str(bad)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 1
-    assert run.stderr == f"{ascii(str(bad))}: is damaged, or no image of PNG, JPEG, GIF, BMP, WEBP, TIFF\n"
+    assert run.stderr == f"{str(bad)!a}: is damaged, or no image of PNG, JPEG, GIF, BMP, WEBP, TIFF\n"
     opened = open_bundle(stand_in)
     expected = opened.classify(np.stack([read_image(file, opened.bundle.input_shape) for file in files]))
     assert run.stdout.splitlines() == [

@@ -48,18 +48,33 @@ def prepared(storage: RDBStorage, **options: object) -> tuple[str, list[str]]:
 
 def test_a_later_measurement_of_a_network_takes_the_place_of_the_earlier(old: Study) -> None:
     slower = replace(MEASURED[0], ms=2 * MEASURED[0].ms)
-    kept = bring_back(old, "phone: a", [record(slower)])
+    kept, _ = bring_back(old, "phone: a", [record(slower)])
     assert {network.digest: network.ms for network in kept} == {
         network.digest: network.ms for network in (slower, *MEASURED[1:])
     }
 
 
 def test_devices_are_kept_apart(old: Study, storage: RDBStorage) -> None:
-    assert len(bring_back(old, "board", [record(MEASURED[0])])) == 1
+    assert len(bring_back(old, "board", [record(MEASURED[0])])[0]) == 1
     with pytest.raises(InputError, match=r"--latency-from: must name a device: old:board, old:phone: a, got 'old'"):
         known_latency(storage, "old")
     known = known_latency(storage, "old:phone: a")
     assert (known.study, known.device, known.fit.networks) == ("old", "phone: a", 6)
+
+
+def test_reports_that_are_brought_back_at_the_same_time_lose_nothing(
+    storage: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has read the study, and has yet to write to it, when another comes and goes."""
+    one, other = load_study(storage, "old"), load_study(storage, "old")
+
+    def set_later(name: str, value: object) -> None:
+        bring_back(other, "board", [record(network) for network in MEASURED[3:]])
+        Study.set_user_attr(one, name, value)
+
+    monkeypatch.setattr(one, "set_user_attr", set_later)
+    bring_back(one, "board", [record(network) for network in MEASURED[:3]])
+    assert known_latency(storage, "old").fit.networks == 6
 
 
 @pytest.mark.parametrize(
