@@ -84,6 +84,7 @@ def test_a_condition_and_a_number_choose_another_trial(metasearch: Run, study: S
     [
         (["smal"], 3, "study 'smal': there is none"),
         (["small", "--trial", "9"], 3, "trial 9 of small: there is none"),
+        (["small", "--trial", str(10**20)], 3, f"trial {10**20} of small: there is none"),
         (["small", "--where", "model_bytes < 1"], 4, "none of 3 complete trials satisfies all limits"),
         (["small", "--where", "quantize = 'none'", "--trial", "1"], 2, "--where: cannot stand beside --trial"),
         (["small", "--where", "wdth > 2"], 2, "wdth"),
