@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -221,7 +222,12 @@ def test_fewer_inputs_are_run_at_once_of_a_network_that_computes_much(
     values = check_sizes(onnx.load(str(stand_in / MODEL)))
     monkeypatch.setattr(verifying, "MOST_VALUES", 5 * (values + 64))
     batches = []
-    monkeypatch.setattr(parity, "logits_of", lambda session, x: batches.append(len(x)) or logits_of(session, x))
+
+    def counted(session: Any, inputs: np.ndarray) -> np.ndarray:
+        batches.append(len(inputs))
+        return logits_of(session, inputs)
+
+    monkeypatch.setattr(parity, "logits_of", counted)
     _, findings = verify_bundle(stand_in)
     assert batches == [5, 1]
     assert ["on 6 inputs" in finding.message for finding in findings if finding.check == "program"] == [True]
