@@ -88,6 +88,7 @@ def test_a_condition_and_a_number_choose_another_trial(metasearch: Run, study: S
         (["small", "--where", "model_bytes < 1"], 4, "none of 3 complete trials satisfies all limits"),
         (["small", "--where", "quantize = 'none'", "--trial", "1"], 2, "--where: cannot stand beside --trial"),
         (["small", "--where", "wdth > 2"], 2, "wdth"),
+        (["small", "--licence", "a\nb"], 2, "--licence: must be a text of at most 4096 characters, none of them a con"),
     ],
 )
 def test_what_cannot_be_chosen_is_one_line_and_nothing_written(
