@@ -21,7 +21,7 @@ from metasearch.bundle.parity import compare
 from metasearch.bundle.references import write_references
 from metasearch.bundle.runtime import open_bundle
 from metasearch.bundle.writing import write_bundle
-from metasearch.errors import InputError
+from metasearch.errors import InputError, StorageError
 from metasearch.export import OPSET
 from metasearch.pipeline import ONNX_FILE
 from tests.bundles import made_trial, make_bundle
@@ -164,8 +164,38 @@ def test_only_a_bundle_is_replaced_and_only_where_asked(tmp_path: Path, written:
     before = read_bundle(tmp_path / "bundle")
     replaced = write_bundle(chosen, files, task, tmp_path / "bundle", force=True)
     assert (before.int8, replaced.int8) == (True, False)
+    os.symlink(written, tmp_path / "current")
+    write_bundle(chosen, files, task, tmp_path / "current", force=True)
+    assert not (tmp_path / "current").is_symlink()
+    assert read_bundle(written).int8  # what the link pointed to stays
     assert (tmp_path / "folder" / "thesis.txt").read_text() == "years of work"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_whatever_ends_a_replacement_the_old_bundle_is_back(
+    tmp_path: Path, written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, files, task = made_trial(tmp_path, {"quantize": "none"})
+    shutil.copytree(written, tmp_path / "bundle")
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        rename(source, target)
+        if source == tmp_path / "bundle":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(chosen, files, task, tmp_path / "bundle", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "made"]
+    assert read_bundle(tmp_path / "bundle").digest == read_bundle(written).digest
+
+
+def test_a_lost_artefact_is_not_blamed_on_the_target(tmp_path: Path) -> None:
+    chosen, files, task = made_trial(tmp_path, {})
+    files[ONNX_FILE] = tmp_path / "gone"
+    with pytest.raises(StorageError, match=r"bundle: no bundle was made: [^\n]*gone"):
+        write_bundle(chosen, files, task, tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("final", [{}, {"test_accuracy": 0.5, "test_seeds": 2}])
