@@ -125,9 +125,9 @@ def _check_references(bundle: Bundle) -> str:
 
 
 def _check_weights(bundle: Bundle, sample: Sample | None) -> str:
-    """Raise InputError unless the weights are of a network with the bundle's input and classes, in float of model.onnx.
+    """Raise InputError unless the weights are of a network with the bundle's input and classes: in float, model.onnx.
 
-    That of a user's own family is not built: it is code. What int8 made of the weights, only the data can tell.
+    That of a user's own family is not built: it is code. Whether int8 came of the weights, only the data can tell.
     """
     path, place = bundle.path(WEIGHTS), str(bundle.path(WEIGHTS))
     described = describe_weights(path)
@@ -150,8 +150,10 @@ def _check_weights(bundle: Bundle, sample: Sample | None) -> str:
         raise
     except Exception as error:  # whatever a stranger's sizes make torch raise
         raise InputError(place, f"cannot be loaded ({first_line(error)})") from error
-    if sample is None or bundle.int8:
-        return f"of a network of {spec}"
+    if sample is None:
+        return f"of a network of {spec}, not compared: {MODEL} was refused"
+    if bundle.int8:
+        return f"of a network of {spec}; whether int8 came of it, only the data can tell"
     logits = foreign_logits(float_network(bundle, network), sample.inputs, place=path, at_once=sample.at_once)
     return f"of a network of {spec}, {_require_same(bundle, WEIGHTS, logits, sample)}"
 
