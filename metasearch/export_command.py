@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from metasearch.bundle.schema import TEXT_RULE, is_text
 from metasearch.errors import InputError
-from metasearch.flags import AsJson, DataRoot, StorageUrl, StudyName
+from metasearch.flags import AsJson, DataRoot, StorageUrl, StudyName, with_flags
 
 if TYPE_CHECKING:
     from metasearch.bundle.choosing import Chosen
@@ -21,25 +23,37 @@ if TYPE_CHECKING:
     from metasearch.tasks import Task
 
 
-def export(
-    study: StudyName,
-    to: Annotated[Path, typer.Option(metavar="DIR", help="The new folder of the bundle.")],
-    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the front's best one.")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="EXPR", help="As of `best`: the best trial that keeps it; repeat.")
-    ] = None,
+@dataclass(frozen=True)
+class ExportFlags:
+    """What a command is told of the bundle that it writes. Raises InputError for what no bundle can hold."""
+
     references: Annotated[
         bool,
         typer.Option(
             "--references", help="Add the teacher, the uncompressed student (trained for it), the network before int8."
         ),
-    ] = False,
-    executorch: Annotated[
-        bool, typer.Option("--executorch", help="Add model.pte for phones (extra `executorch`).")
-    ] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Run the trial's pipeline again for its files.")] = False,
-    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the data; into the model card.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    ] = False
+    executorch: Annotated[bool, typer.Option("--executorch", help="Add model.pte for phones (extra `executorch`).")] = (
+        False
+    )
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Run the trial's pipeline again for its files.")] = False
+    licence: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the data; into the model card.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False
+
+    def __post_init__(self) -> None:
+        if self.licence is not None and not is_text(self.licence):
+            raise InputError("--licence", f"must be {TEXT_RULE}", self.licence)
+
+
+@with_flags
+def export(
+    study: StudyName,
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The new folder of the bundle.")],
+    flags: ExportFlags,
+    trial: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the front's best one.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="EXPR", help="As of `best`: the best trial that keeps it; repeat.")
+    ] = None,
     data_root: DataRoot = None,
     as_json: AsJson = False,
     storage: StorageUrl = None,
@@ -55,40 +69,31 @@ def export(
         raise InputError("--where", "cannot stand beside --trial", where[0])
     from rich.console import Console
 
-    from metasearch.bundle.choosing import choose_trial, trial_files
+    from metasearch.bundle.choosing import choose_trial
     from metasearch.bundle.writing import check_target, write_bundle
     from metasearch.report.database import open_database
     from metasearch.report.where import parse_all
     from metasearch.search.store import open_storage, storage_url
     from metasearch.tasks import TaskSource, load_task
 
-    messages = Console(stderr=True, highlight=False)
-
-    def tell(line: str) -> None:
-        messages.print(line, markup=False, soft_wrap=True)
-
-    check_target(to, force=force)
+    tell = partial(Console(stderr=True, highlight=False).print, markup=False, soft_wrap=True)
+    check_target(to, force=flags.force)
     url = storage_url(storage)
     database = open_database(url)
     chosen = choose_trial(open_storage(url), database, study, number=trial, where=parse_all(where or []))
     tell(f"{chosen.place}: {chosen.why}")
-    with ExitStack() as stack:
-        files = {} if rebuild else trial_files(chosen)
-        source = TaskSource(**chosen.description.task)
-        task = load_task(source if data_root is None else replace(source, data_root=data_root))
-        if rebuild:
-            made = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="metasearch-rebuilt-")))
-            chosen = _rebuilt(chosen, task, made, tell)
-            files = {file.name: file for file in made.iterdir()}
+    source = TaskSource(**chosen.description.task)
+    task = load_task(source if data_root is None else replace(source, data_root=data_root))
+    with _files_of(chosen, task, rebuild=flags.rebuild, tell=tell) as (made, files):
         bundle = write_bundle(
-            chosen,
+            made,
             files,
             task,
             to,
-            licence=licence,
-            force=force,
-            references=references,
-            portable=executorch,
+            licence=flags.licence,
+            force=flags.force,
+            references=flags.references,
+            portable=flags.executorch,
             tell=tell,
         )
     if as_json:
@@ -96,6 +101,21 @@ def export(
     else:
         tell(_parity_line(bundle))
         typer.echo(str(to))
+
+
+@contextmanager
+def _files_of(
+    chosen: Chosen, task: Task, *, rebuild: bool, tell: Callable[[str], None]
+) -> Iterator[tuple[Chosen, dict[str, Path]]]:
+    """Give a trial and the files that it left; where it is rebuilt, what its pipeline makes of it now."""
+    from metasearch.bundle.choosing import trial_files
+
+    if not rebuild:
+        yield chosen, trial_files(chosen)
+        return
+    with tempfile.TemporaryDirectory(prefix="metasearch-rebuilt-") as folder:
+        rebuilt = _rebuilt(chosen, task, Path(folder), tell)
+        yield rebuilt, {file.name: file for file in Path(folder).iterdir()}
 
 
 def _rebuilt(chosen: Chosen, task: Task, made: Path, tell: Callable[[str], None]) -> Chosen:

@@ -84,9 +84,11 @@ def test_a_condition_and_a_number_choose_another_trial(metasearch: Run, study: S
     [
         (["smal"], 3, "study 'smal': there is none"),
         (["small", "--trial", "9"], 3, "trial 9 of small: there is none"),
+        (["small", "--trial", str(10**20)], 3, f"trial {10**20} of small: there is none"),
         (["small", "--where", "model_bytes < 1"], 4, "none of 3 complete trials satisfies all limits"),
         (["small", "--where", "quantize = 'none'", "--trial", "1"], 2, "--where: cannot stand beside --trial"),
         (["small", "--where", "wdth > 2"], 2, "wdth"),
+        (["small", "--licence", "a\nb"], 2, "--licence: must be a text of at most 4096 characters, none of them a con"),
     ],
 )
 def test_what_cannot_be_chosen_is_one_line_and_nothing_written(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from metasearch.bundle.contents import CARD, read_bundle
+from metasearch.bundle.contents import CARD, MODEL, read_bundle
+from tests.bundle.forged import forge
 from tests.bundle.stand_ins import write_stand_in
 from tests.command_line import Run
 
@@ -39,6 +41,15 @@ def test_each_failing_check_is_a_line_and_the_exit_code_is_1(whole: Path, tmp_pa
     first, second = err.splitlines()
     assert first.startswith(f"metasearch: {spoilt.path(CARD)}: must have the SHA-256 that bundle.json states")
     assert second == f"metasearch: {tmp_path / 'nothing'}: no bundle is there: it has no bundle.json"
+
+
+def test_a_model_that_is_refused_is_told_of_once(whole: Path, tmp_path: Path, metasearch: Run) -> None:
+    spoilt = shutil.copytree(whole, tmp_path / "spoilt")
+    forge(spoilt, {MODEL: b"no ONNX"})
+    code, out, err = metasearch("verify", str(spoilt))
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith(f"metasearch: {spoilt / MODEL}: is no ONNX file")
+    assert "  program: not done, not compared: model.onnx was refused" in out.splitlines()
 
 
 def test_json_holds_every_check_of_every_bundle(whole: Path, tmp_path: Path, metasearch: Run) -> None:

@@ -14,7 +14,6 @@ from metasearch.pipeline import run_pipeline
 from metasearch.records import Config, TrialResult
 from metasearch.search.artefacts import fetch_all, kept_files
 from metasearch.search.benchmarks import latency_of
-from metasearch.search.prepare import resolve_device
 from metasearch.search.store import StudyDescription
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import TeacherSource, teacher_for
@@ -25,22 +24,20 @@ def run_again(
 ) -> TrialResult:
     """Return what a configuration gives under a study's teacher, starts and source task, as in a trial of it.
 
-    Where torch, the device and the CPU are those of the trial, it is the trial's result to the bit. Raises as
-    `teacher_for` and `run_pipeline` do.
+    Where torch, the device and the CPU are those of the trial, it is the trial's result to the bit. The device is the
+    study's, the CPU where that is missing here. Raises as `teacher_for` and `run_pipeline` do.
     """
-    c, device = Configuration.of(config), resolve_device("auto")
-    teacher = None
+    c, device = Configuration.of(config), description.device if torch.cuda.is_available() else "cpu"
     with _one_thread():  # as in a search's worker: more would add the same products in another order
-        if c.alpha > 0 or c.init == TEACHER_SLICE:
-            teacher = teacher_for(
-                task,
-                TeacherSource.of(description.teacher),
-                seed=description.seed,
-                device=device,
-                views=c.augment,
-                features=[c.loss],
-                network=c.init == TEACHER_SLICE,
-            )
+        teacher = teacher_for(  # as every trial has it: what learns from labels alone is compared with it, too
+            task,
+            TeacherSource.of(description.teacher),
+            seed=description.seed,
+            device=device,
+            views=c.augment,
+            features=[c.loss],
+            network=c.init == TEACHER_SLICE,
+        )
         return run_pipeline(
             task,
             config,

@@ -99,7 +99,7 @@ def choose_trial(
 def _result(storage: RDBStorage, study_id: int, study: str, number: int) -> TrialResult:
     try:
         trial = storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number))
-    except KeyError as error:
+    except (KeyError, OverflowError) as error:  # the latter of a number beyond SQLite's
         raise NotFoundError(f"trial {number} of {study}: there is none") from error
     if RESULT not in trial.user_attrs or not trial.state.is_finished():
         raise InputError(f"trial {number} of {study}", "must be a complete one", trial.state.name)

@@ -94,7 +94,7 @@ def read_bundle(folder: Path) -> Bundle:
     holds the files that bundle.json names, no others and no links; the SHA-256 of each.
     Raises InputError, one line, for the first that fails; NotFoundError where there is no bundle.
     """
-    if folder.is_file():
+    if os.path.isfile(folder):  # where Path.is_file() raises, as for a name too long, this says no
         raise InputError(str(folder), "must be the folder of a bundle, not a file")
     if not os.path.lexists(folder / DOCUMENT):
         raise NotFoundError(f"{folder}: no bundle is there: it has no {DOCUMENT}")

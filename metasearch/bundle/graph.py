@@ -45,10 +45,11 @@ def parse_graph(content: bytes) -> onnx.ModelProto:
     return model
 
 
-def check_sizes(model: onnx.ModelProto) -> None:
-    """Raise ValueError where ONNX's checker does, or the values' sizes are too large or not known beforehand.
+def check_sizes(model: onnx.ModelProto) -> int:
+    """Return how many numbers all values of a graph have together, for one input.
 
-    model: of `parse_graph`, with one input of which the first dimension is the batch.
+    model: of `parse_graph`, with one input of which the first dimension is the batch. Raises ValueError where ONNX's
+    checker does, or the values' sizes are too large or not known beforehand.
     """
     import onnx
     from onnx.inliner import inline_local_functions
@@ -68,6 +69,7 @@ def check_sizes(model: onnx.ModelProto) -> None:
             if total > MOST_VALUES:
                 rule = f"must compute at most {MOST_VALUES} numbers for an input"
                 raise ValueError(f"{rule}, got {shapes[name]} of {node.op_type[:80]!r}")
+    return total
 
 
 def dimensions(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metasearch.bundle.contents import MODEL, PROGRAM, WEIGHTS, Bundle
 from metasearch.bundle.predict import logits_of, open_session
 from metasearch.bundle.program import exported_program, open_program
 from metasearch.errors import InputError
+from metasearch.functions import first_line
 from metasearch.measure import accuracy, agreement, predict
 from metasearch.models import FAMILIES, NetworkSpec
 from metasearch.models.lowered import LOGITS, NORMALISED, LoweredNetwork, Operation, apply, run
@@ -30,7 +31,7 @@ from metasearch.teachers.exported import node_names, node_values
 from metasearch.teachers.onnx_file import open_onnx
 
 FLOAT_TOLERANCE = 1e-4
-"""The largest difference of a logit in float32: two programs add the same products in another order."""
+"""The largest difference of a value in float32, of its size: two programs add the same products in another order."""
 INT8_AGREEMENT = 0.995
 """The least share of inputs to which an int8 network gives the same class: ties round otherwise on another CPU."""
 COMPARED = 64
@@ -42,7 +43,7 @@ class Parity:
     """How near a deployed file is to the trained network.
 
     images: N. val_accuracy: of the deployed file on them. top1_agreement: the share with the same class. tolerance: in
-    float the most that largest_difference, of a logit, may be; in int8 the least that top1_agreement may be.
+    float the most that largest_difference, of a logit, may be here; in int8 the least that top1_agreement may be.
     float_agreement: of an int8 file with the float network.
     """
 
@@ -68,40 +69,78 @@ class Parity:
         return None
 
 
+def float_tolerance(ours: Tensor, other: Tensor) -> float:
+    """Return the most that float32 values of two programs may differ: FLOAT_TOLERANCE of their size, at least of 1.
+
+    Their size is that of the smaller, so that neither widens it alone.
+    """
+    return FLOAT_TOLERANCE * max(1.0, min(float(values.abs().max()) for values in (ours, other)))
+
+
 def measured_parity(
-    deployed: Tensor, reference: Tensor, labels: Tensor, *, int8: bool, in_float: Tensor | None = None
+    deployed: Tensor,
+    reference: Tensor,
+    labels: Tensor,
+    *,
+    int8: bool,
+    in_float: Tensor | None = None,
+    other_form: bool = False,
 ) -> Parity:
-    """Return how near the deployed logits (N, K) are to the reference's. in_float: the float network's, for int8."""
+    """Return how near the deployed logits (N, K) are to the reference's.
+
+    in_float: the float network's, for int8. other_form: whether the reference is not the network that was exported but
+    another form of it, too: each may be a tolerance apart from it.
+    """
     return Parity(
         images=len(labels),
         val_accuracy=accuracy(deployed, labels),
         top1_agreement=agreement(deployed, reference),
         largest_difference=float((deployed - reference).abs().max()),
-        tolerance=INT8_AGREEMENT if int8 else FLOAT_TOLERANCE,
+        tolerance=INT8_AGREEMENT if int8 else (1 + other_form) * float_tolerance(deployed, reference),
         float_agreement=agreement(deployed, in_float) if int8 and in_float is not None else None,
     )
 
 
-def compare(bundle: Bundle, inputs: Tensor, labels: Tensor) -> Parity:
+def compare(bundle: Bundle, inputs: Tensor, labels: Tensor, *, at_once: int = 256) -> Parity:
     """Return how near a bundle's ONNX file is to its own program of torch, and to its float weights where int8.
 
-    inputs: at rest, (N, ...). The weights are read for our own families only: those of a user's run code.
-    Raises InputError for a file that is damaged or breaks a rule.
+    inputs: at rest, (N, ...), of which `at_once` are run together. The weights are read for our own families only:
+    those of a user's run code. Raises InputError for a file that is damaged, cannot be run or breaks a rule.
     """
     in_float = None
     spec = describe_weights(bundle.path(WEIGHTS))["spec"]
     if bundle.int8 and NetworkSpec.parse(spec).family in FAMILIES:
-        network = load_weights(bundle.path(WEIGHTS))
-        scale, shift = (tuple(bundle.normalisation[name]) for name in ("scale", "shift"))
-        in_float = predict(network, inputs, prepare=Normalisation(scale, shift))
-    deployed, reference = onnx_logits(bundle.path(MODEL), inputs), predict(open_program(bundle.path(PROGRAM)), inputs)
-    return measured_parity(deployed, reference, labels, int8=bundle.int8, in_float=in_float)
+        network = float_network(bundle, load_weights(bundle.path(WEIGHTS)))
+        in_float = foreign_logits(network, inputs, place=bundle.path(WEIGHTS), at_once=at_once)
+    model, program = onnx_network(open_session(bundle.path(MODEL))), open_program(bundle.path(PROGRAM))
+    deployed = foreign_logits(model, inputs, place=bundle.path(MODEL), at_once=at_once)
+    reference = foreign_logits(program, inputs, place=bundle.path(PROGRAM), at_once=at_once)
+    return measured_parity(deployed, reference, labels, int8=bundle.int8, in_float=in_float, other_form=True)
+
+
+def foreign_logits(run: Callable[[Tensor], Tensor], inputs: Tensor, *, place: Path, at_once: int) -> Tensor:
+    """Return the logits (N, K) that a file's network gives. Raises InputError where it cannot be run."""
+    try:
+        return predict(run, inputs, batch_size=at_once)
+    except Exception as error:  # whatever a stranger's graph makes torch or onnxruntime raise
+        raise InputError(str(place), f"cannot be run on {len(inputs)} inputs ({first_line(error)})") from error
+
+
+def float_network(bundle: Bundle, network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the network of a bundle's weights behind the bundle's normalisation: inputs at rest to logits."""
+    scale, shift = (tuple(bundle.normalisation[name]) for name in ("scale", "shift"))
+    normalisation = Normalisation(scale, shift)
+    return lambda inputs: network(normalisation(inputs))
+
+
+def onnx_network(session: Any) -> Callable[[Tensor], Tensor]:
+    """Return a session of onnxruntime as what maps inputs to logits."""
+    return lambda batch: torch.from_numpy(logits_of(session, batch.numpy()))
 
 
 def onnx_logits(model: Path, inputs: Tensor) -> Tensor:
     """Return the logits (N, K) that onnxruntime computes from an ONNX file."""
-    session = open_session(model)
-    return predict(lambda batch: torch.from_numpy(logits_of(session, batch.numpy())), inputs)
+    return predict(onnx_network(open_session(model)), inputs)
 
 
 def accuracy_on_test(model: Path, task: Task) -> float:
@@ -130,7 +169,7 @@ def require_parity(
 def parting_layer(network: Deployed, model: Path, inputs: Tensor, *, place: str) -> str:
     """Return the ONNX name of the first value that a file computes otherwise than the network; the logits if none.
 
-    Values may differ by FLOAT_TOLERANCE of their size, in int8 by one level. The file's names are those of the lowered
+    Values may differ as `float_tolerance` says, in int8 by one level. The file's names are those of the lowered
     operations; of a module that was exported they are those of torch.export's nodes, as far as both have them.
     Raises InputError for a file without these names.
     """
@@ -147,8 +186,8 @@ def parting_layer(network: Deployed, model: Path, inputs: Tensor, *, place: str)
     for name, value in expected.items():
         other = found[name]
         if isinstance(other, Tensor) and other.shape == value.shape:
-            size = 1.0 if name.endswith(LEVELS) else FLOAT_TOLERANCE * max(1.0, float(value.abs().max()))
-            if not float((other.float() - value).abs().max()) <= size:
+            most = 1.0 if name.endswith(LEVELS) else float_tolerance(other.float(), value)
+            if not float((other.float() - value).abs().max()) <= most:
                 return name.removesuffix(LEVELS)
     return LOGITS
 

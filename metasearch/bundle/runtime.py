@@ -50,12 +50,16 @@ def open_bundle(folder: Path, *, threads: int = 1) -> Classifier:
     Raises as they do, and InputError where onnxruntime cannot run it.
     """
     bundle = read_bundle(folder)
-    return Classifier(bundle, open_model(bundle, threads=threads))
+    session, _ = open_model(bundle, threads=threads)
+    return Classifier(bundle, session)
 
 
-def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> Any:
-    """Return onnxruntime's session of a bundle's ONNX file, checked and run once. name: of MODEL or a reference."""
-    content = check_model(bundle, name)
+def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> tuple[Any, int]:
+    """Return onnxruntime's session of a bundle's ONNX file, and how many numbers it computes for an input.
+
+    name: of MODEL or a reference. It is checked and run once: raises as `open_bundle` does.
+    """
+    content, values = _checked_model(bundle, name)
     example = np.zeros((2, *bundle.input_shape), np.uint8 if bundle.is_image else np.float32)
     try:
         session = open_session(content, threads=threads)
@@ -64,7 +68,7 @@ def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> Any:
         raise InputError(str(bundle.path(name)), f"cannot be run by onnxruntime ({first_line(error)})") from error
     if logits.shape != (2, len(bundle.class_names)):
         raise InputError(str(bundle.path(name)), f"must give {len(bundle.class_names)} logits an input", logits.shape)
-    return session
+    return session, values
 
 
 def check_model(bundle: Bundle, name: str = MODEL) -> bytes:
@@ -72,6 +76,12 @@ def check_model(bundle: Bundle, name: str = MODEL) -> bytes:
 
     Raises InputError, one line, for the first rule that it breaks.
     """
+    content, _ = _checked_model(bundle, name)
+    return content
+
+
+def _checked_model(bundle: Bundle, name: str) -> tuple[bytes, int]:
+    """Return the file's content, and how many numbers it computes for an input."""
     path = bundle.path(name)
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != bundle.files[name]:
@@ -79,10 +89,10 @@ def check_model(bundle: Bundle, name: str = MODEL) -> bytes:
     try:
         model = parse_graph(content)
         _check_interface(model, bundle, opset=bundle.opset if name == MODEL else None)
-        check_sizes(model)
+        values = check_sizes(model)
     except ValueError as error:
         raise InputError(str(path), str(error)) from error
-    return content
+    return content, values
 
 
 def _check_interface(model: onnx.ModelProto, bundle: Bundle, *, opset: int | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 MOST_INPUT_VALUES = 2**24
 MOST_INTEGER = 2**53
 MOST_CHARACTERS = 4096
+TEXT_RULE = f"a text of at most {MOST_CHARACTERS} characters, none of them a control"
 
 Check = Callable[[Any, str], None]
 """Raises ValueError for a value that breaks the rule. The second argument is its place in the document."""
@@ -92,7 +93,8 @@ def record(needed: Mapping[str, Check], optional: Mapping[str, Check] | None = N
     return check
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Return whether a value is a text as TEXT_RULE says."""
     # controls (Cc) move a terminal's cursor, halves of surrogate pairs (Cs) cannot be printed at all
     if not isinstance(value, str) or len(value) > MOST_CHARACTERS:
         return False
@@ -113,18 +115,15 @@ def _is_sha256(value: Any) -> bool:
 
 _LIST = one(lambda v: isinstance(v, list), "a list")
 _MAPPING = one(lambda v: isinstance(v, dict), "a mapping")
-TEXT = one(_is_text, f"a text of at most {MOST_CHARACTERS} characters, none of them a control")
-TEXT_OR_NULL = one(
-    lambda v: v is None or _is_text(v),
-    f"null or a text of at most {MOST_CHARACTERS} characters, none of them a control",
-)
+TEXT = one(is_text, TEXT_RULE)
+TEXT_OR_NULL = one(lambda v: v is None or is_text(v), f"null or {TEXT_RULE}")
 NUMBER = one(_is_number, "a finite number")
 NUMBER_OR_NULL = one(lambda v: v is None or _is_number(v), "null or a finite number")
 COUNT = one(lambda v: _is_integer(v) and v >= 0, "a whole number, at least 0")
 POSITIVE = one(lambda v: _is_integer(v) and v > 0, "a whole number, at least 1")
 SHARE = one(lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]")
 FLAG = one(lambda v: isinstance(v, bool), "true or false")
-SCALAR = one(lambda v: v is None or isinstance(v, bool) or _is_number(v) or _is_text(v), "a number, text, flag or null")
+SCALAR = one(lambda v: v is None or isinstance(v, bool) or _is_number(v) or is_text(v), "a number, text, flag or null")
 SHA256 = one(_is_sha256, "a SHA-256, 64 hexadecimal digits")
 
 TASK_OPTIONS: Mapping[str, Check] = {
@@ -163,7 +162,7 @@ FIELDS: Mapping[str, Check] = {
     "int8": FLAG,
     "opset": POSITIVE,
     "normalisation": record({"scale": many(NUMBER), "shift": many(NUMBER)}),
-    "preprocessing": by_name(one(lambda v: _is_text(v) or isinstance(v, list), "a text or a list")),
+    "preprocessing": by_name(one(lambda v: is_text(v) or isinstance(v, list), "a text or a list")),
     "config": by_name(SCALAR),
     "seed": COUNT,
     "metrics": by_name(NUMBER),

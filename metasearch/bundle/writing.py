@@ -34,7 +34,8 @@ from metasearch.bundle.program import open_program, write_program
 from metasearch.bundle.references import write_references
 from metasearch.bundle.runtime import open_bundle
 from metasearch.bundle.schema import TASK_OPTIONS, preprocessing_of
-from metasearch.errors import InputError, MetasearchError
+from metasearch.configuration import Configuration
+from metasearch.errors import InputError, MetasearchError, StorageError
 from metasearch.measure import accuracy, predict
 from metasearch.models.lowered import LoweredNetwork
 from metasearch.models.module_network import ModuleNetwork, deployable, require_int8
@@ -65,14 +66,14 @@ def write_bundle(
     is there is replaced. references: whether to add the teacher, the uncompressed student and the network before int8;
     portable: the network for ExecuTorch. tell: hears what takes long, in a line.
     Raises InputError for a target that is there or cannot be written, a file that is not the network that was trained,
-    or a task with other data.
+    or a task with other data; StorageError for a file on the way that cannot be read or written.
     """
     if task.fingerprint != chosen.description.fingerprint:
         place = f"task {chosen.description.task['text']}"
         raise InputError(place, "has changed since the study was made", f"digest={task.fingerprint[:12]}")
     check_target(target, force=force)
     network, in_float = trained_network(chosen, files, task)
-    with _made_beside(target) as folder:
+    with _placed_at(target) as folder:
         shutil.copyfile(files[ONNX_FILE], folder / MODEL)
         shutil.copyfile(files[WEIGHTS_FILE], folder / WEIGHTS)
         float_logits = predict(in_float, task.validation.inputs)
@@ -94,7 +95,6 @@ def write_bundle(
         shutil.copyfile(str(script.__file__), folder / SCRIPT)
         write_document(folder, **described)
         open_bundle(folder)  # whoever gets it can open it
-        _move(folder, target)
     return read_bundle(target)
 
 
@@ -118,10 +118,10 @@ def trained_network(
     int8 is made as the pipeline makes it, from the same calibration inputs; after quantization-aware fine-tuning from
     the tuned weights, which the float network has not.
     """
-    config = chosen.result.config
-    model = load_weights(files[WEIGHTS_FILE], family=config.get("student.family"))
+    c = Configuration.of(chosen.result.config)
+    model = load_weights(files[WEIGHTS_FILE], family=c.family)
     network = deployable(model, normalisation=task.normalisation, input_shape=task.input_shape)
-    if config.get("quantize", "int8") == "none":
+    if c.quantize == "none":
         return network, network
     lowered = require_int8(network)
     if chosen.result.details.get("quantization_aware"):
@@ -203,28 +203,49 @@ def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 
 @contextmanager
-def _made_beside(target: Path) -> Iterator[Path]:
-    """Give a hidden folder beside the target, and remove what is left of it. Raises InputError for an OSError."""
+def _placed_at(target: Path) -> Iterator[Path]:
+    """Give a hidden folder beside the target to fill, rename it to the target, and remove what else is left of it.
+
+    Raises InputError where the target cannot be written; StorageError where a file on the way cannot be read or
+    written, which may be one that lies elsewhere.
+    """
     folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:12]}"
     try:
-        folder.mkdir(parents=True)
+        with _named(target):
+            folder.mkdir(parents=True)
         yield folder
+        with _named(target):
+            _move(folder, target)
     except OSError as error:
-        raise InputError("--to", f"cannot be written: {error}", str(target)) from error
+        raise StorageError(f"{target}: no bundle was made: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _move(folder: Path, target: Path) -> None:
-    """Rename a finished folder to the target; a bundle that is there makes way, and comes back where that fails."""
-    if not os.path.lexists(target):
-        os.rename(folder, target)
-        return
-    aside = folder.with_name(f"{folder.name}.old")
-    os.rename(target, aside)
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Turn an OSError into an InputError that names --to."""
     try:
+        yield
+    except OSError as error:
+        raise InputError("--to", f"cannot be written: {error}", str(target)) from error
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Rename a finished folder to the target; a bundle that is there makes way, and comes back where that fails.
+
+    Of a link to a bundle only the link makes way.
+    """
+    aside = folder.with_name(f"{folder.name}.old")
+    try:
+        if os.path.lexists(target):
+            os.rename(target, aside)
         os.rename(folder, target)
-    except OSError:
-        os.rename(aside, target)
+    except BaseException:  # Ctrl-C, too
+        if os.path.lexists(aside) and not os.path.lexists(target):
+            os.rename(aside, target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)

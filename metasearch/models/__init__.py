@@ -50,7 +50,7 @@ class NetworkSpec:
     @classmethod
     def parse(cls, text: str, *, place: str = "network") -> NetworkSpec:
         """Return the spec that a text such as `convnet:width=16,depth=4` names."""
-        match = re.fullmatch(rf"(\w+|{USER_FAMILY}):width=(\d+),depth=(\d+)", text)
+        match = re.fullmatch(rf"(\w+|{USER_FAMILY}):width=(\d{{1,9}}),depth=(\d{{1,9}})", text)
         if match is None:
             raise InputError(place, "must look like convnet:width=16,depth=4", text)
         return cls(match[1], int(match[2]), int(match[3]))

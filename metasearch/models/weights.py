@@ -151,7 +151,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             noted = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:  # the last: brackets without end
+    except (SafetensorError, ValueError, RecursionError) as error:  # no JSON, digits or brackets without end
         raise InputError(str(path), "must be a weights file written by metasearch", str(error)) from error
     return noted, tensors
 

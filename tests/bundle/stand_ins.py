@@ -48,7 +48,7 @@ def described(task: Task, *, int8: bool) -> dict[str, Any]:
         "opset": OPSET,
         "normalisation": {"scale": list(task.normalisation.scale), "shift": list(task.normalisation.shift)},
         "preprocessing": preprocessing_of(task.input_shape),
-        "config": {"student.width": 8, "quantize.kind": "int8" if int8 else "none"},
+        "config": {"student.width": 8, "quantize": "int8" if int8 else "none"},
         "seed": 3,
         "metrics": {"val_accuracy": 0.5, "model_bytes": 1234},
         "final": {"test_accuracy": 0.5, "test_std": None, "test_seeds": 1},

@@ -204,7 +204,7 @@ def test_a_bundle_without_one_of_its_files_is_refused_even_where_it_is_not_named
 
 
 def test_what_is_no_bundle_is_not_found_or_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nothing"):
+    for folder in (tmp_path, tmp_path / "nothing", tmp_path / ("a" * 300)):
         with pytest.raises(NotFoundError, match=r"no bundle is there: it has no bundle\.json"):
             read_bundle(folder)
     with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:

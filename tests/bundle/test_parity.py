@@ -122,6 +122,27 @@ def test_the_tolerance_is_of_logits_in_float_and_of_classes_in_int8(
     assert (parity.breach(int8=int8) is not None) == broken
 
 
+@pytest.mark.parametrize(
+    ("shift", "other_form", "broken"), [(0.9e-2, False, False), (1.1e-2, False, True), (1.9e-2, True, False)]
+)
+def test_large_logits_may_differ_by_as_much_of_their_size_and_two_exports_by_twice_that(
+    shift: float, other_form: bool, broken: bool
+) -> None:
+    reference = 100 * torch.eye(4)
+    parity = measured_parity(reference + shift, reference, torch.arange(4), int8=False, other_form=other_form)
+    assert parity.tolerance == pytest.approx(2e-2 if other_form else 1e-2, rel=0.001)
+    assert (parity.breach(int8=False) is not None) == broken
+
+
+@pytest.mark.parametrize("outlier", [1e30, float("inf")])
+def test_no_network_widens_the_tolerance_by_a_logit_of_its_own(outlier: float) -> None:
+    reference = torch.eye(4)
+    found = torch.full((4, 4), 0.5)
+    found[0, 0] = outlier
+    for a, b in ((found, reference), (reference, found)):
+        assert measured_parity(a, b, torch.arange(4), int8=False).breach(int8=False) is not None
+
+
 @pytest.mark.parametrize("config", [{"quantize": "none"}, {}])
 def test_a_bundle_is_compared_with_its_own_program(config: dict[str, Any], tmp_path: Path) -> None:
     bundle = read_bundle(make_bundle(tmp_path, config))

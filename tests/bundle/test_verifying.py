@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,7 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from metasearch.bundle.contents import MODEL, PROGRAM, SCRIPT, WEIGHTS
+from metasearch.bundle import parity, verifying
+from metasearch.bundle.contents import MODEL, PORTABLE, PROGRAM, SCRIPT, WEIGHTS
+from metasearch.bundle.graph import check_sizes
+from metasearch.bundle.predict import logits_of
 from metasearch.bundle.verifying import Finding, verify_bundle
 from metasearch.tasks import load_task
 from tests.bundle.forged import document_of, forge
@@ -52,6 +56,15 @@ def test_an_untouched_bundle_holds(shape: tuple[int, ...], family: str, int8: bo
     assert "--data-root" in findings[-1].message
 
 
+def test_a_portable_program_is_said_not_to_be_run(stand_in: Path) -> None:
+    document = document_of(stand_in)
+    document["files"][PORTABLE] = ""
+    (stand_in / PORTABLE).write_bytes(b"a program for ExecuTorch")
+    forge(stand_in, document=document)
+    _, findings = verify_bundle(stand_in)
+    assert findings[-1] == Finding("portable", None, "model.pte has the stated SHA-256, but is not run here")
+
+
 def test_a_bundle_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert verify_bundle(tmp_path / "x") == (
         None,
@@ -78,7 +91,7 @@ def test_a_tolerance_in_bundle_json_allows_nothing(stand_in: Path) -> None:
     document = document_of(stand_in)
     document["parity"]["tolerance"] = 1e9
     forge(stand_in, {MODEL: changed_model(stand_in)}, document=document)
-    assert failures(stand_in).keys() == {"program"}
+    assert failures(stand_in).keys() == {"weights", "program"}
 
 
 def test_a_predict_py_that_is_not_the_package_s_own_is_refused_and_not_run(stand_in: Path, tmp_path: Path) -> None:
@@ -195,19 +208,52 @@ def test_the_program_of_another_network_is_refused(classes: int, rule: str, stan
     assert rule.replace(".256, 3.", "(256, 3)") in found["program"]
 
 
-def test_a_program_of_one_batch_size_is_refused(stand_in: Path) -> None:
+@pytest.mark.parametrize("batch", [2, 256])
+def test_a_program_of_one_batch_size_is_refused(batch: int, stand_in: Path) -> None:
     stream = io.BytesIO()
-    torch.export.save(torch.export.export(Another(3), (torch.zeros(2, 1, 8, 8, dtype=torch.uint8),)), stream)
+    torch.export.save(torch.export.export(Another(3), (torch.zeros(batch, 1, 8, 8, dtype=torch.uint8),)), stream)
     forge(stand_in, {PROGRAM: stream.getvalue()})
-    assert "cannot be run by torch" in failures(stand_in)["program"]
+    assert "cannot be run on 256 inputs" in failures(stand_in)["program"]
+
+
+def test_fewer_inputs_are_run_at_once_of_a_network_that_computes_much(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = check_sizes(onnx.load(str(stand_in / MODEL)))
+    monkeypatch.setattr(verifying, "MOST_VALUES", 5 * (values + 64))
+    batches = []
+
+    def counted(session: Any, inputs: np.ndarray) -> np.ndarray:
+        batches.append(len(inputs))
+        return logits_of(session, inputs)
+
+    monkeypatch.setattr(parity, "logits_of", counted)
+    _, findings = verify_bundle(stand_in)
+    assert batches == [5, 1]
+    assert ["on 6 inputs" in finding.message for finding in findings if finding.check == "program"] == [True]
+
+
+def test_other_weights_of_the_same_network_are_refused(stand_in: Path) -> None:
+    others = {name: tensor + 0.01 * (tensor.ndim > 1) for name, tensor in load_file(stand_in / WEIGHTS).items()}
+    forge(stand_in, {WEIGHTS: with_metadata(stand_in, others, {})})
+    found = failures(stand_in)
+    assert found.keys() == {"weights"}
+    assert (
+        "weights.safetensors: is not the network of model.onnx: must give its logits of 256 inputs" in found["weights"]
+    )
+
+
+def with_metadata(folder: Path, tensors: dict[str, Tensor], changes: dict[str, Any]) -> bytes:
+    """Return tensors as the bundle's weights file, with another description of their network."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        described = json.loads(file.metadata()["network"])
+    content: bytes = save(tensors, metadata={"network": json.dumps(described | changes)})
+    return content
 
 
 def redescribed(folder: Path, changes: dict[str, Any]) -> bytes:
     """Return the bundle's weights with another description of their network."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        described = json.loads(file.metadata()["network"])
-    content: bytes = save(load_file(folder / WEIGHTS), metadata={"network": json.dumps(described | changes)})
-    return content
+    return with_metadata(folder, load_file(folder / WEIGHTS), changes)
 
 
 def safetensors_with(header: bytes, size: int | None = None) -> bytes:
@@ -226,6 +272,7 @@ def safetensors_with(header: bytes, size: int | None = None) -> bytes:
         safetensors_with(json.dumps({"__metadata__": {"network": "[" * 100_000}}).encode()),
         safetensors_with(json.dumps({"__metadata__": {"network": '{"spec": NaN}'}}).encode()),
         safetensors_with(json.dumps({"__metadata__": {"network": "{}"}}).encode()),
+        safetensors_with(json.dumps({"__metadata__": {"network": "1" * 5000}}).encode()),
         safetensors_with(b'{"w": {"dtype": "F32", "shape": [1099511627776], "data_offsets": [0, 4398046511104]}}'),
     ],
 )
@@ -247,6 +294,8 @@ def test_weights_that_are_none_are_refused(content: bytes, stand_in: Path) -> No
         ({"spec": "convnet:width=8,depth=999999999"}, "depth: must be in [1, 12]"),
         ({"spec": "convnet:width=7,depth=1"}, "channels must be at least 1 and at most"),
         ({"spec": ["convnet"]}, "must look like convnet"),
+        ({"spec": f"convnet:width={'9' * 5000},depth=1"}, "must look like convnet"),
+        ({"spec": "\x1b[31m="}, "must look like convnet:width=16,depth=4, got ?[31m="),
         ({"channels": [99]}, "channels must be at least 1 and at most"),
         ({"channels": "many"}, "channels must be"),
         ({"channels": [None]}, "channels must be"),
@@ -294,6 +343,16 @@ def test_an_accuracy_that_is_not_met_is_refused(trained: Path, tmp_path: Path) -
     load_task("digits")
     better = forged_copy(trained, tmp_path / "bundle", lambda document: document["parity"].update(val_accuracy=0.99))
     assert "must have the validation accuracy that bundle.json says, 0.9900" in failures(better)["data"]
+
+
+def test_float_weights_that_int8_did_not_come_from_are_refused(trained: Path, tmp_path: Path) -> None:
+    load_task("digits")
+    shutil.copytree(trained, tmp_path / "bundle")
+    others = {name: -tensor for name, tensor in load_file(trained / WEIGHTS).items()}
+    forge(tmp_path / "bundle", {WEIGHTS: with_metadata(trained, others, {})})
+    found = failures(tmp_path / "bundle")
+    assert found.keys() == {"data"}
+    assert "weights.safetensors: must give the class of model.onnx as often as bundle.json says" in found["data"]
 
 
 def test_other_data_prove_nothing_and_fail_only_where_they_were_pointed_to(trained: Path, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def make_bundle(name: str = "pets-trial-3", *, shape: tuple[int, ...] = (1, 8, 8
         seed=0,
         metrics={},
         final={},
+        references={},
         stages=(),
         provenance={},
         parity={},
