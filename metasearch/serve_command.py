@@ -71,7 +71,7 @@ def serve(
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # ray.init takes it
             serving = serve_until_stopped(
                 bundle,
-                Replicas(number=replicas, threads=threads),
+                Replicas(number=replicas, threads=threads, most_batch=most_batch),
                 limits=limits,
                 listening=listening,
                 token=token,

@@ -42,7 +42,6 @@ def served(*, shape: tuple[int, ...] = (1, 28, 28), token: str | None = None) ->
     with bound("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        listening.listen()
         thread.start()
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
