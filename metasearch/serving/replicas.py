@@ -123,12 +123,20 @@ class Replicas:
 
 @contextmanager
 def serve_running(*, number: int, most_bytes: int) -> Iterator[None]:
-    """Run Ray and Serve for as long as the block lasts. number: of replicas; most_bytes: of one body."""
+    """Run Ray and Serve for as long as the block lasts. number: of replicas; most_bytes: of one body.
+
+    Raises InputError where Serve is not installed.
+    """
     # below /tmp, wherever others may be: the path of a socket has at most 107 characters
     with tempfile.TemporaryDirectory(prefix="metasearch-serve-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ.update(ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))  # before Ray is loaded, which reads them
         import ray
-        from ray import serve
+
+        try:
+            from ray import serve
+        except ImportError as error:
+            rule = f'needs ray[serve] ({first_line(error)}): pip install "metasearch[serve]"'
+            raise InputError("serve", rule) from error
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         in_flight = number * BATCHES_A_REPLICA * max(MOST_BATCH_BYTES, most_bytes)
