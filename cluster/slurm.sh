@@ -6,8 +6,8 @@
 #
 # The same line again goes on with the study, and so does the job itself where it is run again: out of time, preempted,
 # or a node lost. `scancel` ends it for good, and the study can be resumed.
-# METASEARCH_STORAGE, in ~/.metasearch.env or your environment: PostgreSQL, with the password in ~/.pgpass. Without it: SQLite in METASEARCH_HOME, which must then
-# be on a file system whose locks work (NFS version 4, Lustre with flock).
+# METASEARCH_STORAGE, in ~/.metasearch.env or your environment: PostgreSQL, with the password in ~/.pgpass. Without it:
+# SQLite in METASEARCH_HOME, which must then be on a file system whose locks work (NFS version 4, Lustre with flock).
 #SBATCH --job-name=metasearch
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -50,7 +50,7 @@ def predict(
     from metasearch.bundle.runtime import open_bundle
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a damaged file has its one line
-    opened = open_bundle(bundle, threads=threads)
+    opened = open_bundle(bundle, threads=threads, batch=batch)
     found: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     count, start = 0, time.perf_counter()
@@ -100,10 +100,8 @@ def _predictions(
         while block := list(islice(remaining, batch)):
             read = list(pool.map(lambda file: _inputs(file, opened.bundle), block))
             inputs = [each for each in read if not isinstance(each, str)]
-            rows = np.concatenate(inputs) if inputs else np.empty(0)
-            parts = [softmax(opened.logits(rows[at : at + batch])) for at in range(0, len(rows), batch)]
             ends = np.cumsum([len(each) for each in inputs])[:-1]
-            split = iter(np.split(np.concatenate(parts), ends) if parts else [])
+            split = iter(np.split(softmax(opened.logits(np.concatenate(inputs))), ends) if inputs else [])
             for file, each in zip(block, read, strict=True):
                 found = each if isinstance(each, str) else next(split)
                 yield file, found if isinstance(found, str) or np.isfinite(found).all() else NOT_FINITE
@@ -121,10 +119,11 @@ def _inputs(file: Path, bundle: Bundle) -> np.ndarray | str:
 
 def _records(file: Path, probabilities: np.ndarray, bundle: Bundle, top: int) -> Iterator[dict[str, Any]]:
     """Yield what is found for each input of a file, likeliest class first."""
+    from metasearch.bundle.runtime import described, likeliest
+
     for row, values in enumerate(probabilities):
-        best = (-values).argsort(kind="stable")[:top]
-        named = [{"class": bundle.class_names[index], "probability": float(values[index])} for index in best]
-        yield {"file": str(file)} | ({} if bundle.is_image else {"row": row}) | named[0] | {"top": named}
+        prediction = described(likeliest(values, bundle.class_names, top=top))
+        yield {"file": str(file)} | ({} if bundle.is_image else {"row": row}) | prediction
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +25,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that run the network.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Of onnxruntime, in each replica.")] = 1,
-    most_batch: Annotated[int, typer.Option(min=1, help="Bodies that run together at most.")] = 32,
+    most_batch: Annotated[int, typer.Option(min=1, help="Bodies, and inputs, that run together at most.")] = 32,
     batch_wait_ms: Annotated[
         float,
         typer.Option(min=0, max=10_000, help="How long a free replica waits, at least, for as many as it had last."),
@@ -41,49 +44,75 @@ def serve(
 
     Example: metasearch serve BUNDLE, then: curl --data-binary @IMAGE.png -H "Content-Type: image/png" ADDRESS/predict
     """
-    try:
-        import prometheus_client  # noqa: F401
-        import starlette  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise InputError("serve", f'needs {error.name}: pip install "metasearch[serve]"') from error
+    _check_extra()
+    import uvicorn
+
     from metasearch.bundle.contents import read_bundle
-    from metasearch.search.objectives import quantity_in
     from metasearch.serving.app import Limits
     from metasearch.serving.replicas import Replicas, serve_running
     from metasearch.serving.server import bound, is_loopback, serve_until_stopped
 
     limits = Limits(
-        most_bytes=int(quantity_in("B", most_bytes, name="a body", place="--most-bytes")),
+        most_bytes=_positive_bytes(most_bytes),
         most_waiting=most_waiting,
         most_batch=most_batch,
         batch_wait_s=batch_wait_ms / 1000,
     )
-    if limits.most_bytes < 1:
-        raise InputError("--most-bytes", "must be positive", most_bytes)
     token = _token(token_file)
     if token is None and not is_loopback(host):
         raise InputError("--host", f"any but this machine needs a token, in {TOKEN} or --token-file", host)
     read_bundle(bundle)  # before Ray's seconds
-    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files
+    with (
+        suppress(KeyboardInterrupt),
+        _signals(),
+        bound(host, port) as listening,
+        serve_running(number=replicas, most_bytes=limits.most_bytes),
+    ):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ray.init takes it
+        serving = serve_until_stopped(
+            bundle,
+            Replicas(number=replicas, threads=threads, most_batch=most_batch),
+            limits=limits,
+            listening=listening,
+            token=token,
+            announce=typer.echo,
+            tell=lambda text: typer.echo(text, err=True),
+        )
+        with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+            runner.run(serving)
+
+
+def _check_extra() -> None:
+    """Raise InputError where the packages of the extra `serve` are missing, but for Ray's own, which take seconds."""
     try:
-        with bound(host, port) as listening, serve_running(number=replicas, most_bytes=limits.most_bytes):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ray.init takes it
-            serving = serve_until_stopped(
-                bundle,
-                Replicas(number=replicas, threads=threads),
-                limits=limits,
-                listening=listening,
-                token=token,
-                announce=typer.echo,
-                tell=lambda text: typer.echo(text, err=True),
-            )
-            with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
-                runner.run(serving)
-    except KeyboardInterrupt:
-        return
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError("serve", f'needs {error.name}: pip install "metasearch[serve]"') from error
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM interrupt as Ctrl-C does, and SIGHUP do nothing until there is a model to reload."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # SIG_IGN would be Ray's processes', too
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, terminated)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _positive_bytes(text: str) -> int:
+    from metasearch.search.objectives import quantity_in
+
+    found = int(quantity_in("B", text, name="a body", place="--most-bytes"))
+    if found < 1:
+        raise InputError("--most-bytes", "must be positive", text)
+    return found
 
 
 def _token(file: Path | None) -> str | None:

@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
+MOST_SCANS = 100
+"""Of a JPEG: each goes over all of its pixels, and may have 42 bytes. For a JPEG in a TIFF, libtiff has this limit."""
 GREY_MODES = frozenset(("1", "L", "I;16", "I;16B", "I;16L", "I"))
 NOT_FINITE = "the network gives no finite numbers for it"
 
@@ -41,7 +43,10 @@ def read_image(
     channels, height, width = input_shape
     size = (width, height)
     try:
-        with Image.open(file, formats=FORMATS) as opened:
+        content = Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read()
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MOST_SCANS:
+                raise ImageError(f"has more than {MOST_SCANS} scans")
             if opened.width * opened.height > most_pixels:
                 raise ImageError(f"has {opened.width}x{opened.height} pixels, more than {most_pixels}")
             if opened.size != size:

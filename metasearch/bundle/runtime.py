@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +25,22 @@ if TYPE_CHECKING:
 
 CLASSES = "classes"
 """metasearch.export.CLASSES, which is not imported here because it loads torch."""
+Prediction = list[tuple[str, float]]
+"""Classes and their probabilities, the likeliest first."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A bundle with its network opened."""
+    """A bundle with its network opened. batch: inputs that it takes at once."""
 
     bundle: Bundle
     session: Any
+    batch: int = 64
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Return the logits (N, K) of inputs (N, C, H, W) uint8 or (N, F) float32."""
-        return logits_of(self.session, inputs)
+        starts = range(0, max(len(inputs), 1), self.batch)
+        return np.concatenate([logits_of(self.session, inputs[start : start + self.batch]) for start in starts])
 
     def classify(self, inputs: np.ndarray) -> list[tuple[str, float]]:
         """Return the name and the probability of the likeliest class of each input."""
@@ -44,14 +49,26 @@ class Classifier:
         return [(names[best], float(row[best])) for row in probabilities for best in [int(row.argmax())]]
 
 
-def open_bundle(folder: Path, *, threads: int = 1) -> Classifier:
+def likeliest(probabilities: np.ndarray, class_names: Sequence[str], *, top: int) -> Prediction:
+    """Return the `top` likeliest classes by the probabilities (K,) of an input; of equal ones the first."""
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return [(class_names[index], float(probabilities[index])) for index in best]
+
+
+def described(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as JSON has it: {"class": ..., "probability": ..., "top": [the same of each]}."""
+    top = [{"class": name, "probability": probability} for name, probability in prediction]
+    return top[0] | {"top": top}
+
+
+def open_bundle(folder: Path, *, threads: int = 1, batch: int = Classifier.batch) -> Classifier:
     """Return the network of the bundle in a folder, after every check of `read_bundle` and `check_model`, and one run.
 
     Raises as they do, and InputError where onnxruntime cannot run it.
     """
     bundle = read_bundle(folder)
     session, _ = open_model(bundle, threads=threads)
-    return Classifier(bundle, session)
+    return Classifier(bundle, session, batch)
 
 
 def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> tuple[Any, int]:
@@ -60,6 +77,14 @@ def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> tuple[
     name: of MODEL or a reference. It is checked and run once: raises as `open_bundle` does.
     """
     content, values = _checked_model(bundle, name)
+    return open_content(bundle, content, name, threads=threads), values
+
+
+def open_content(bundle: Bundle, content: bytes, name: str = MODEL, *, threads: int = 1) -> Any:
+    """Return onnxruntime's session of what `check_model` returned for the file of this name, run once.
+
+    Raises InputError where onnxruntime cannot run it, or gives other logits than bundle.json says.
+    """
     example = np.zeros((2, *bundle.input_shape), np.uint8 if bundle.is_image else np.float32)
     try:
         session = open_session(content, threads=threads)
@@ -68,7 +93,7 @@ def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> tuple[
         raise InputError(str(bundle.path(name)), f"cannot be run by onnxruntime ({first_line(error)})") from error
     if logits.shape != (2, len(bundle.class_names)):
         raise InputError(str(bundle.path(name)), f"must give {len(bundle.class_names)} logits an input", logits.shape)
-    return session, values
+    return session
 
 
 def check_model(bundle: Bundle, name: str = MODEL) -> bytes:
@@ -83,7 +108,10 @@ def check_model(bundle: Bundle, name: str = MODEL) -> bytes:
 def _checked_model(bundle: Bundle, name: str) -> tuple[bytes, int]:
     """Return the file's content, and how many numbers it computes for an input."""
     path = bundle.path(name)
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:  # it was there when bundle.json was read
+        raise InputError(str(path), f"cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != bundle.files[name]:
         raise InputError(str(path), "was changed since the bundle was read")
     try:

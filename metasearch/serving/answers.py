@@ -8,26 +8,24 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
 
 import numpy as np
+from PIL import Image
 
-from metasearch.bundle.predict import ImageError, read_image, softmax
+from metasearch.bundle.contents import Bundle
+from metasearch.bundle.predict import FORMATS, ImageError, read_image, softmax
+from metasearch.bundle.runtime import Classifier, Prediction, likeliest
 from metasearch.functions import first_line
-
-if TYPE_CHECKING:
-    from metasearch.bundle.runtime import Classifier
 
 TOP = 10
 """Classes of an answer, the most probable first."""
 MOST_PIXELS = 25_000_000
-"""Of an image, by its header: 100 MB once it is decoded with its transparency."""
+"""Of an image, or of all in a form, by their headers: 100 MB once they are decoded with their transparency."""
 MOST_ROWS = 1000
 
-Prediction = list[tuple[str, float]]
-"""Classes and their probabilities, the most probable first; TOP at most."""
 Answer = list[Prediction] | str
-"""Of one body: the predictions of its inputs, or in one line why it is refused."""
+"""Of one body: the predictions of its inputs, of TOP classes at most, or in one line why it is refused."""
 
 
 class RowsError(ValueError):
@@ -38,8 +36,22 @@ def answer_bodies(classifier: Classifier, bodies: Sequence[bytes]) -> list[Answe
     """Return each body's answer. A body is an image file, or for a network of vectors the JSON of `read_json_rows`."""
     decoded = [_decoded(body, classifier.bundle.input_shape) for body in bodies]
     inputs = [found for found in decoded if not isinstance(found, str)]
-    rows = iter(_predictions(classifier, np.concatenate(inputs)) if inputs else ())
-    return [found if isinstance(found, str) else [next(rows) for _ in found] for found in decoded]
+    with np.errstate(over="ignore", invalid="ignore"):  # what no float holds is refused below
+        rows = iter(softmax(classifier.logits(np.concatenate(inputs))) if inputs else ())
+    return [
+        found if isinstance(found, str) else _answer(classifier.bundle, [next(rows) for _ in found])
+        for found in decoded
+    ]
+
+
+def check_pixels(images: Sequence[bytes]) -> None:
+    """Raise ImageError where images have more than MOST_PIXELS together, by their headers; damaged ones have none."""
+    total = 0
+    for content in images:
+        with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as opened:  # `read_image` says why
+            total += opened.width * opened.height
+        if total > MOST_PIXELS:
+            raise ImageError(f"the images must have at most {MOST_PIXELS} pixels together")
 
 
 def read_json_rows(body: bytes, features: int) -> np.ndarray:
@@ -77,11 +89,12 @@ def _decoded(body: bytes, input_shape: tuple[int, ...]) -> np.ndarray | str:
         return str(error)
 
 
-def _predictions(classifier: Classifier, inputs: np.ndarray) -> list[Prediction]:
-    probabilities = softmax(classifier.logits(inputs))
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
-    names = classifier.bundle.class_names
+def _answer(bundle: Bundle, probabilities: Sequence[np.ndarray]) -> Answer:
+    """Return the answer to one body, by the probabilities (K,) of each of its inputs."""
+    for number, row in enumerate(probabilities):
+        if not np.isfinite(row).all():
+            return ("" if bundle.is_image else f"row {number}: ") + "is beyond what the network can compute"
     return [
-        [(names[index], round(float(row[index]), 6)) for index in indices]
-        for row, indices in zip(probabilities, best, strict=True)
+        [(name, round(share, 6)) for name, share in likeliest(row, bundle.class_names, top=TOP)]
+        for row in probabilities
     ]

@@ -19,11 +19,11 @@ class Metrics:
         self.requests = Counter("metasearch_requests", "Requests answered.", ("path", "status"), registry=own)
         self.seconds = Histogram(
             "metasearch_predict_seconds",
-            "From a prediction's request to its answer, whatever its status.",
+            "From a prediction's request to its answer, but for those that found no room.",
             buckets=LATENCIES_S,
             registry=own,
         )
-        self.batches = Histogram("metasearch_batch_size", "Requests in a batch.", buckets=BATCH_SIZES, registry=own)
+        self.batches = Histogram("metasearch_batch_size", "Bodies in a batch.", buckets=BATCH_SIZES, registry=own)
         self.waiting = Gauge("metasearch_waiting_requests", "Predictions that are not answered yet.", registry=own)
         self.reloads = Counter("metasearch_reloads", "Bundles asked for by SIGHUP.", ("result",), registry=own)
         self._model = Gauge("metasearch_model_info", "The bundle in service.", ("name", "digest"), registry=own)

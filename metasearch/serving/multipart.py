@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from email.message import Message
-from email.parser import HeaderParser
 
 MOST_PARTS = 100
 MOST_HEADER_BYTES = 4096
+# `email` would read RFC 2231's forms, too, filename*=..., which RFC 7578 forbids (4.2) and which fail in many ways
+BOUNDARY = re.compile(r';\s*boundary=(?:"([ !#-~]{0,69}[!#-~])"|([!#-:<-~]{1,70}))\s*(?:;|$)', re.IGNORECASE)
+DISPOSITION = re.compile(r"^content-disposition:(.*)$", re.IGNORECASE | re.MULTILINE)
+FILE_NAME = re.compile(r';\s*filename=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE)
 
 
 class MultipartError(ValueError):
@@ -16,12 +18,10 @@ class MultipartError(ValueError):
 
 def boundary_of(content_type: str) -> bytes:
     """Return the boundary that a Content-Type header names. Raises MultipartError where there is none."""
-    header = Message()
-    header["Content-Type"] = content_type
-    boundary = header.get_param("boundary")
-    if not isinstance(boundary, str) or not re.fullmatch(r"[ -~]{0,69}[!-~]", boundary):
+    found = BOUNDARY.search(content_type)
+    if found is None:
         raise MultipartError("the content type must name a boundary of 1 to 70 characters")
-    return boundary.encode("ascii")
+    return (found[1] or found[2]).encode("ascii")
 
 
 def read_parts(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
@@ -29,22 +29,30 @@ def read_parts(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
 
     Raises MultipartError, one line, where the body is cut off, empty or otherwise none.
     """
-    first, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, MOST_PARTS + 2)
-    if not parts or first.strip():
+    delimiter = b"\r\n--" + boundary
+    start = body.find(delimiter[2:])  # the first has no line before it
+    if start < 0 or body[:start].strip():
         raise MultipartError("the body must begin with the boundary")
-    if len(parts) > MOST_PARTS + 1:  # the last one is the end
-        raise MultipartError(f"the body must have at most {MOST_PARTS} parts")
-    *parts, end = parts
-    if not end.startswith(b"--"):
-        raise MultipartError("the body must end with the boundary and two hyphens")
+    parts: list[tuple[str, bytes]] = []
+    at = start + len(delimiter) - 2
+    while not body.startswith(b"--", at):
+        if len(parts) == MOST_PARTS:
+            raise MultipartError(f"the body must have at most {MOST_PARTS} parts")
+        end = body.find(delimiter, at)
+        if end < 0:
+            raise MultipartError("the body must end with the boundary and two hyphens")
+        parts.append(_part(body, at, end))
+        at = end + len(delimiter)
     if not parts:
         raise MultipartError("the body must have a part")
-    return [_part(part) for part in parts]
+    return parts
 
 
-def _part(part: bytes) -> tuple[str, bytes]:
-    header, separator, content = part.partition(b"\r\n\r\n")
-    if not separator or len(header) > MOST_HEADER_BYTES:
+def _part(body: bytes, start: int, end: int) -> tuple[str, bytes]:
+    middle = body.find(b"\r\n\r\n", start, end)
+    if not 0 <= middle - start <= MOST_HEADER_BYTES:
         raise MultipartError("each part must have a header, an empty line and a content")
-    headers = HeaderParser().parsestr(header.decode("utf-8", "replace").lstrip())
-    return headers.get_filename(""), content
+    header = body[start:middle].decode("utf-8", "replace").replace("\r\n", "\n")
+    disposition = DISPOSITION.search(header)
+    name = FILE_NAME.search(disposition[1]) if disposition else None
+    return re.sub(r'\\(["\\])', r"\1", name[1] or name[2] or "") if name else "", body[middle + 4 : end]

@@ -19,15 +19,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from metasearch.bundle.contents import Bundle
+from metasearch.bundle.contents import Bundle, read_bundle
 from metasearch.bundle.predict import open_session
-from metasearch.bundle.runtime import Classifier, check_model, open_bundle
+from metasearch.bundle.runtime import Classifier, check_model, open_content
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.functions import first_line
 from metasearch.serving.answers import Answer, answer_bodies
 from metasearch.serving.batching import BATCHES_A_REPLICA, MOST_BATCH_BYTES, NoAnswerError, Predict
 
-ANSWER_S = 60.0
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     # its name is of other systems, its effect here is that Ray's node has the address 127.0.0.1, which ray.init refuses
@@ -47,11 +46,11 @@ class Checked:
 class Replica:
     """The network of a bundle in a process of its own."""
 
-    def __init__(self, checked: Checked, threads: int) -> None:
+    def __init__(self, checked: Checked, threads: int, most_batch: int) -> None:
         _listen_on_loopback()
         # of damaged files: each text would be kept, and read_image has a limit of its own for pixels
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        self._classifier = Classifier(checked.bundle, open_session(checked.content, threads=threads))
+        self._classifier = Classifier(checked.bundle, open_session(checked.content, threads=threads), most_batch)
 
     async def answer(self, bodies: list[bytes]) -> list[Answer]:
         """Return the answers to a batch; one batch after the other, so that it takes no more than its threads."""
@@ -59,29 +58,34 @@ class Replica:
 
 
 class Replicas:
-    """The applications of Ray Serve. number, threads: replicas of each, and threads of each replica's onnxruntime."""
+    """The applications of Ray Serve.
 
-    def __init__(self, *, number: int, threads: int) -> None:
-        self.number, self._threads = number, threads
+    number: replicas of each. threads: of each replica's onnxruntime. most_batch: inputs that it takes at once.
+    """
+
+    def __init__(self, *, number: int, threads: int, most_batch: int) -> None:
+        self.number, self._threads, self._most_batch = number, threads, most_batch
         self._names = (f"model-{index}" for index in count())
 
     async def check(self, folder: Path) -> Checked:
         """Return the bundle in a folder, checked and run once, in a process of its own.
 
-        Raises InputError or NotFoundError, one line, where something is wrong with it.
+        Raises InputError or NotFoundError, one line, where something is wrong with it, MetasearchError where that
+        does not come out.
         """
         import ray
-        from ray.exceptions import RayTaskError, WorkerCrashedError
+        from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
         task = ray.remote(num_cpus=0, max_retries=0)(_checked).remote(folder)
         try:
             checked: Checked = await task
-        except RayTaskError as error:
-            if isinstance(error.cause, (InputError, NotFoundError)):
-                raise error.cause from None
-            raise
         except WorkerCrashedError as error:
             raise InputError(str(folder), "crashes the process that opens it") from error
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, (InputError, NotFoundError)):
+                raise cause from None
+            raise MetasearchError(f"{folder}: its check did not end ({first_line(cause)})") from error
         return checked
 
     async def deploy(self, checked: Checked) -> tuple[str, Predict]:
@@ -97,6 +101,8 @@ class Replicas:
 
     def _deploy(self, name: str, checked: Checked) -> Predict:
         from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
         deployment = serve.deployment(
             Replica,
@@ -106,8 +112,10 @@ class Replicas:
             ray_actor_options={"num_cpus": 0},  # the old and the new ones share the machine for a while
         )
         try:
-            handle: Any = serve.run(deployment.bind(checked, self._threads), name=name, route_prefix=None)
-        except RuntimeError as error:
+            handle: Any = serve.run(
+                deployment.bind(checked, self._threads, self._most_batch), name=name, route_prefix=None
+            )
+        except (RuntimeError, RayError, RayServeException) as error:
             serve.delete(name)
             raise MetasearchError(f"the replicas do not start: {first_line(error)}") from error
         return _asking(handle)
@@ -115,12 +123,20 @@ class Replicas:
 
 @contextmanager
 def serve_running(*, number: int, most_bytes: int) -> Iterator[None]:
-    """Run Ray and Serve for as long as the block lasts. number: of replicas; most_bytes: of one body."""
+    """Run Ray and Serve for as long as the block lasts. number: of replicas; most_bytes: of one body.
+
+    Raises InputError where Serve is not installed.
+    """
     # below /tmp, wherever others may be: the path of a socket has at most 107 characters
-    with tempfile.TemporaryDirectory(prefix="metasearch-serve-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="metasearch-serve-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ.update(ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))  # before Ray is loaded, which reads them
         import ray
-        from ray import serve
+
+        try:
+            from ray import serve
+        except ImportError as error:
+            rule = f'needs ray[serve] ({first_line(error)}): pip install "metasearch[serve]"'
+            raise InputError("serve", rule) from error
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         in_flight = number * BATCHES_A_REPLICA * max(MOST_BATCH_BYTES, most_bytes)
@@ -146,21 +162,21 @@ def _asking(handle: Any) -> Predict:
 
     async def predict(bodies: list[bytes]) -> list[Answer]:
         try:
-            answers: list[Answer] = await asyncio.wait_for(handle.answer.remote(bodies), ANSWER_S)
+            answers: list[Answer] = await handle.answer.remote(bodies)
         except RayTaskError:
             raise  # of our own code, not of Ray's
         except (RayError, RayServeException) as error:
             raise NoAnswerError("the replica that had the request died") from error
-        except TimeoutError as error:
-            raise NoAnswerError(f"no answer came within {ANSWER_S:g} s") from error
         return answers
 
     return predict
 
 
 def _checked(folder: Path) -> Checked:
-    bundle = open_bundle(folder).bundle
-    return Checked(bundle, check_model(bundle))  # whose hash is that of the content that ran
+    bundle = read_bundle(folder)
+    content = check_model(bundle)
+    open_content(bundle, content)
+    return Checked(bundle, content)
 
 
 def _listen_on_loopback() -> None:

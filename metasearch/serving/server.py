@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from metasearch.errors import InputError, MetasearchError
+from metasearch.functions import first_line
 from metasearch.serving.app import Limits, Served, Service, make_app
 from metasearch.serving.batching import Batcher, Predict
 from metasearch.serving.metrics import Metrics
@@ -48,17 +50,19 @@ def is_loopback(host: str) -> bool:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """Return a socket that has the port (0: any that is free) and does not listen yet.
+    """Return a socket that listens at the port (0: any that is free): until it does, another may bind to it, too.
 
     Raises InputError where it cannot be had.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
-    except OSError as error:
+        found.listen(BACKLOG)
+    except (OSError, UnicodeError) as error:  # of a name that no host can have
         found.close()
+        if isinstance(error, (socket.gaierror, UnicodeError)) or error.errno == errno.EADDRNOTAVAIL:
+            raise InputError("--host", "must be an address of this machine", host) from error
         raise InputError(
             "--host, --port", f"must be free ({error.strerror}); port 0 takes any", (host, port)
         ) from error
@@ -77,9 +81,9 @@ async def serve_until_stopped(
 ) -> None:
     """Serve the bundle in a folder until SIGINT or SIGTERM, and at each SIGHUP what is there then.
 
-    listening: a bound socket. announce: gets the address once the model answers. tell: gets what came of each reload.
-    Raises KeyboardInterrupt, once everything that was asked is answered; before that InputError, NotFoundError or
-    MetasearchError where the first bundle cannot be served.
+    listening: of `bound`; who asks before the model answers, waits. announce: gets the address once it does. tell: gets
+    what came of each reload. Raises KeyboardInterrupt, once everything that was asked is answered; before that
+    InputError, NotFoundError or MetasearchError where the first bundle cannot be served.
     """
     import uvicorn
 
@@ -100,7 +104,6 @@ async def serve_until_stopped(
         timeout_graceful_shutdown=DRAIN_S,
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader(service, source, folder, tell))
-    listening.listen(BACKLOG)
     tell(f"serving {_shown(service.served)}; for a newer bundle in the same place: kill -HUP {os.getpid()}")
     announce(f"http://{_written(host)}:{port}")
     await uvicorn.Server(config).serve(sockets=[listening])
@@ -155,7 +158,13 @@ def reloader(service: Service, source: Source, folder: Path, tell: Tell) -> Call
     def start() -> None:
         task = asyncio.get_running_loop().create_task(in_turn())
         tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        task.add_done_callback(ended)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # our bug, but the service goes on
+            tell(f"the reload failed: {type(error).__name__}: {first_line(error)}")
 
     return start
 

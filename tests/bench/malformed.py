@@ -34,7 +34,26 @@ TOKENS = (
     b"9" * 400,
 )
 TYPES = ("image/png", "image/jpeg", "image/gif", "application/octet-stream", "image/", "image/png; charset=x")
-STRANGE_TYPES = ("", "text/plain", "multipart/form-data", "multipart/form-data; boundary=", "é", "application/json")
+STRANGE_TYPES = (
+    "",
+    "text/plain",
+    "multipart/form-data",
+    "multipart/form-data; boundary=",
+    "multipart/form-data; boundary*=x; boundary*0=y",
+    f"multipart/form-data; boundary*{'0' * 5000}=x",
+    "é",
+    "application/json",
+)
+FILE_NAMES = (
+    b'filename="a.png"',
+    b"filename*=a; filename*0=b",
+    b"filename*=a%00b''xx",
+    b"filename*=idna''%ff",
+    b"filename*=undefined''x",
+    b"filename*=punycode''%ff",
+    b"filename*=utf-7''%2B2AA-",
+)
+"""A plain one, and those of RFC 2231, which no form may have."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,7 @@ def _strange_png(rng: np.random.Generator) -> bytes:
 
 
 def _form(rng: np.random.Generator, image: bytes) -> bytes:
-    head = b'--xyz\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\n'
+    head = b'--xyz\r\nContent-Disposition: form-data; name="f"; ' + _choose(rng, FILE_NAMES) + b"\r\n\r\n"
     count = int(rng.integers(0, 4))
     return (head + image[:5000] + b"\r\n") * count + b"--xyz--\r\n"
 

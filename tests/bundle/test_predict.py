@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metasearch.bundle import predict
-from metasearch.bundle.predict import ImageError, read_image, read_rows, softmax
+from metasearch.bundle.predict import MOST_SCANS, ImageError, read_image, read_rows, softmax
 from metasearch.bundle.runtime import open_bundle
 from metasearch.tasks.image_files import _decode
 from tests.bundle.stand_ins import write_stand_in
@@ -132,6 +132,17 @@ def test_pixels_are_limited_before_any_is_decoded() -> None:
     assert read_image(io.BytesIO(content.getvalue()), (3, 8, 8), most_pixels=1200).shape == (3, 8, 8)
     with pytest.raises(ImageError, match="has 40x30 pixels, more than 1199"):
         read_image(io.BytesIO(content.getvalue()[:60]), (3, 8, 8), most_pixels=1199)
+
+
+def test_the_scans_of_a_jpeg_are_limited_before_any_is_decoded() -> None:
+    content = io.BytesIO()
+    photo(40, 30).save(content, "JPEG", progressive=True)
+    whole, end = content.getvalue()[:-2], content.getvalue()[-2:]
+    scan = whole[whole.rindex(b"\xff\xda") :]
+    repeated = whole + (MOST_SCANS - whole.count(b"\xff\xda")) * scan
+    assert read_image(io.BytesIO(repeated + end), (3, 8, 8)).shape == (3, 8, 8)
+    with pytest.raises(ImageError, match="has more than 100 scans"):
+        read_image(io.BytesIO(repeated + scan + end), (3, 8, 8))
 
 
 def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:

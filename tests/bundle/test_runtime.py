@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from metasearch.bundle.contents import PROGRAM, read_bundle
-from metasearch.bundle.runtime import open_bundle
+from metasearch.bundle.runtime import Classifier, check_model, open_bundle
+from metasearch.errors import InputError
 from metasearch.teachers.exported import open_exported
 from tests.bundle.stand_ins import write_stand_in
+from tests.serving.asking import make_bundle
 from tests.synthetic import synthetic_task
 
 
@@ -30,3 +33,21 @@ def test_a_bundle_classifies_as_its_exported_program_does(
     assert [name for name, _ in classified] == [written.class_names[i] for i in logits.argmax(axis=1)]
     probabilities = torch.from_numpy(logits).softmax(dim=1).amax(dim=1).numpy()
     np.testing.assert_allclose([probability for _, probability in classified], probabilities, atol=1e-4)
+
+
+def test_a_network_takes_so_many_inputs_at_once() -> None:
+    sizes = []
+
+    class Session:
+        def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            sizes.append(len(inputs["input"]))
+            return [inputs["input"][:, :3]]
+
+    rows = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
+    np.testing.assert_array_equal(Classifier(make_bundle(shape=(6,)), Session(), 4).logits(rows), rows[:, :3])
+    assert sizes == [4, 4, 2]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model.onnx: cannot be read \(No such file"):
+        check_model(replace(make_bundle(), folder=tmp_path))

@@ -98,6 +98,14 @@ def test_rows_are_answered_one_by_one_beside_other_bodies(vectors: Classifier) -
     assert found == [name for name, _ in vectors.classify(rows)]
 
 
+def test_a_row_beyond_what_the_network_computes_is_refused_and_no_other(vectors: Classifier) -> None:
+    good, too_large = [0.5] * 6, [3e38] * 6
+    bodies = [json.dumps({"rows": rows}).encode() for rows in ([good, too_large], [good])]
+    refused, answer = answer_bodies(vectors, bodies)
+    assert refused == "row 1: is beyond what the network can compute"
+    assert [answer] == answer_bodies(vectors, bodies[1:])
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from PIL import Image
+from starlette.types import Receive, Scope, Send
 
+from metasearch.serving import app as serving_app
 from metasearch.serving.answers import Answer
 from metasearch.serving.batching import NoAnswerError
 from tests.serving.asking import PNG, ask, cats, make_service, open_app, predicted, told
@@ -74,16 +79,38 @@ def test_what_cannot_be_answered_is_refused_with_a_reason(
     assert reason in answer.json()["error"]
 
 
+def test_images_of_a_form_may_have_so_many_pixels_together() -> None:
+    file = io.BytesIO()
+    Image.new("1", (1, 1)).save(file, "GIF")
+    gif, app = bytearray(file.getvalue()), open_app(make_service())
+    gif[6:10] = 2 * (5000).to_bytes(2, "little")
+    assert predicted(app, parts(("a", bytes(gif)), ("b", b"damaged")), headers=MULTIPART).status == 200
+    answer = predicted(app, parts(("a", bytes(gif)), ("b", bytes(gif))), headers=MULTIPART)
+    assert answer.status == 400
+    assert answer.json() == {"error": "the images must have at most 25000000 pixels together"}
+
+
 def test_a_body_in_pieces_is_refused_as_soon_as_it_is_too_large() -> None:
     answer = predicted(open_app(make_service(most_bytes=100)), b"x" * 60, b"x" * 60, ended=False)
     assert answer.status == 413
 
 
-def test_a_body_that_does_not_come_is_refused_and_gives_its_place_back() -> None:
-    service = make_service(body_s=0.01)
-    answer = predicted(open_app(service), b"first", ended=False)
-    assert (answer.status, answer.headers["connection"]) == (408, "close")
-    assert service.waiting == 0
+def test_a_body_that_does_not_come_takes_no_place_but_its_bytes_count_until_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving_app, "MOST_HELD_BYTES", 10)
+
+    async def run() -> None:
+        service = make_service(body_s=0.05, most_bytes=10, most_waiting=1)
+        app = open_app(service)
+        slow = asyncio.create_task(ask(app, "/predict", method="POST", body=[b"the first"], headers=PNG, ended=False))
+        await asyncio.sleep(0.01)
+        assert [(await post(app, body)).status for body in (b"1", b"22")] == [200, 503]
+        refused = await slow
+        assert (refused.status, refused.headers["connection"]) == (408, "close")
+        assert (service.waiting, service.held_bytes) == (0, 0)
+
+    asyncio.run(run())
 
 
 def test_more_requests_than_may_wait_are_refused_with_a_time_to_come_again() -> None:
@@ -107,8 +134,24 @@ def test_more_requests_than_may_wait_are_refused_with_a_time_to_come_again() -> 
     asyncio.run(run())
 
 
-async def post(app: Any) -> Any:
-    return await ask(app, "/predict", method="POST", body=[b"pixels"], headers=PNG)
+async def post(app: Any, body: bytes = b"pixels") -> Any:
+    return await ask(app, "/predict", method="POST", body=[body], headers=PNG)
+
+
+def test_a_failure_of_our_own_is_told_as_json_and_raised_for_the_log() -> None:
+    async def predict(bodies: list[bytes]) -> list[Answer]:
+        raise RuntimeError("a bug")
+
+    app = open_app(make_service(predict))
+    with pytest.raises(RuntimeError, match="a bug"):
+        predicted(app, b"pixels")
+
+    async def quiet(scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(RuntimeError):
+            await app(scope, receive, send)
+
+    answer = predicted(quiet, b"pixels")
+    assert (answer.status, answer.json()) == (500, {"error": "the service failed"})
 
 
 def test_a_replica_that_died_is_no_fault_of_the_client() -> None:
@@ -138,7 +181,8 @@ def test_the_model_says_what_it_takes_and_gives() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "status"), [("/nothing", "GET", 404), ("/predict", "GET", 405), ("/model", "POST", 405)]
+    ("path", "method", "status"),
+    [("/nothing", "GET", 404), ("/predict/", "POST", 404), ("/predict", "GET", 405), ("/model", "POST", 405)],
 )
 def test_other_routes_and_methods_are_refused_as_json(path: str, method: str, status: int) -> None:
     answer = told(open_app(make_service()), path, method=method)
@@ -180,6 +224,24 @@ def test_probes_need_no_token() -> None:
 def test_another_sites_name_for_this_machine_is_refused(host: str, status: int) -> None:
     app = open_app(make_service(), hosts={"127.0.0.1:8000"})
     assert told(app, "/model", headers={"Host": host}).status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:8000"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://127.0.0.1:3000"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_the_page_of_another_site_may_not_post_but_may_link_here(headers: dict[str, str], status: int) -> None:
+    app = open_app(make_service(), hosts={"127.0.0.1:8000"})
+    assert predicted(app, b"pixels", headers=PNG | headers).status == status
+    assert told(app, "/", headers=headers).status == 200
 
 
 def test_metrics_count_requests_batches_and_seconds_and_name_the_model() -> None:

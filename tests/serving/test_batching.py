@@ -123,18 +123,19 @@ def test_large_bodies_go_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> 
     batched(test)
 
 
-def test_a_batch_that_fails_fails_for_its_own_bodies_alone() -> None:
+@pytest.mark.parametrize("failure", [NoAnswerError("died"), asyncio.CancelledError()])
+def test_a_batch_that_fails_fails_for_its_own_bodies_alone(failure: BaseException) -> None:
     async def test(replica: Replica) -> None:
         async def predict(bodies: list[bytes]) -> list[Answer]:
             if b"b" in bodies:
-                raise NoAnswerError("died")
+                raise failure
             return [body.decode() for body in bodies]
 
         batcher = Batcher(predict, most=1, replicas=1, wait_s=0, on_batch=lambda size: None)
         first, second, third = await ask_each(batcher, "abc")
         assert (await first, await third) == (["a"], ["c"])
-        with pytest.raises(NoAnswerError, match="died"):
-            await second
+        with pytest.raises(NoAnswerError):
+            await asyncio.wait_for(second, 5)
 
     batched(test)
 
@@ -149,5 +150,38 @@ def test_it_is_drained_when_the_last_answer_is_there() -> None:
         replica.released.set()
         await asyncio.wait_for(drained, 5)
         assert all(task.done() for task in tasks)
+
+    batched(test)
+
+
+def test_a_replica_that_does_not_answer_in_time_gets_no_more_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "ANSWER_S", 0.02)
+
+    async def test(replica: Replica) -> None:
+        batcher = make(replica, most=1)
+        for task in await ask_each(batcher, "abc"):
+            with pytest.raises(NoAnswerError, match="within"):
+                await task
+        await asyncio.wait_for(batcher.drained(), 5)
+        [last] = await ask_each(batcher, "d")
+        assert replica.batches == [letters("a"), letters("b")]
+        replica.released.set()
+        assert await last == ["d"]
+        assert replica.batches == [letters("a"), letters("b"), letters("d")]
+
+    batched(test)
+
+
+def test_those_who_probe_at_once_share_a_call_and_an_answer_just_now_is_enough() -> None:
+    async def test(replica: Replica) -> None:
+        batcher = make(replica)
+        early = [asyncio.create_task(batcher.probe()) for _ in range(5)]
+        await asyncio.sleep(0)
+        early.pop().cancel()
+        await asyncio.sleep(0.005)
+        replica.released.set()
+        await asyncio.gather(*early)
+        await batcher.probe()
+        assert replica.batches == [[]]
 
     batched(test)

@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metasearch.serving.multipart import MOST_PARTS, MultipartError, boundary_of, read_parts
+from tests.bench.malformed import FILE_NAMES, STRANGE_TYPES
 
 NAMES = st.text(st.characters(blacklist_categories=["C", "Z"], blacklist_characters='"\\'), min_size=1, max_size=20)
+
+EXTENDED = [content_type for content_type in STRANGE_TYPES if "boundary*" in content_type]
 
 
 def written(parts: list[tuple[str, bytes]], boundary: bytes) -> bytes:
@@ -53,6 +56,7 @@ def test_too_many_parts_are_refused() -> None:
     [
         ("multipart/form-data; boundary=abc", b"abc"),
         ('multipart/form-data; charset=utf-8; BOUNDARY="a b:c"', b"a b:c"),
+        ("multipart/form-data;boundary====3== ; x=y", b"===3=="),
     ],
 )
 def test_the_boundary_stands_in_the_content_type(content_type: str, boundary: bytes) -> None:
@@ -61,8 +65,23 @@ def test_the_boundary_stands_in_the_content_type(content_type: str, boundary: by
 
 @pytest.mark.parametrize(
     "content_type",
-    ["multipart/form-data", "multipart/form-data; boundary=", f"multipart/x; boundary={'a' * 71}", "é;;="],
+    ["multipart/form-data", "multipart/form-data; boundary=", f"multipart/x; boundary={'a' * 71}", "é;;=", *EXTENDED],
 )
 def test_a_content_type_without_a_boundary_is_refused(content_type: str) -> None:
     with pytest.raises(MultipartError, match="must name a boundary"):
         boundary_of(content_type)
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        *((f'Content-Disposition: form-data; name="f"; {given.decode()}', "") for given in FILE_NAMES[1:]),
+        ('content-disposition: form-data; FileName = "a"', ""),
+        ("content-disposition:form-data;FileName=a.png;x=y", "a.png"),
+        ('X-Y: z; filename="b"\r\nContent-Disposition: form-data; filename="a;b \\"c\\".png"', 'a;b "c".png'),
+        ("Content-Type: image/png; name=a.png", ""),
+    ],
+)
+def test_a_part_has_the_plain_file_name_of_its_disposition_or_none(header: str, name: str) -> None:
+    body = f"--xyz\r\n{header}\r\n\r\n1\r\n--xyz--".encode()
+    assert read_parts(body, b"xyz") == [(name, b"1")]

@@ -42,7 +42,6 @@ def served(*, shape: tuple[int, ...] = (1, 28, 28), token: str | None = None) ->
     with bound("127.0.0.1", 0) as listening:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        listening.listen()
         thread.start()
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -66,13 +65,14 @@ def boot() -> bytes:
     return file.getvalue()
 
 
-def drop(opened: Browser, content: bytes, name: str, kind: str) -> None:
-    """Drop a file on the page, as a person's mouse does."""
+def drop(opened: Browser, content: bytes, name: str, kind: str, *, times: int = 1) -> None:
+    """Drop a file on the page, or the same several times at once, as a person's mouse does."""
     opened.evaluate(
         f"""(() => {{
           const bytes = Uint8Array.from(atob({json.dumps(base64.b64encode(content).decode())}), (c) => c.charCodeAt(0));
           const dataTransfer = new DataTransfer();
-          dataTransfer.items.add(new File([bytes], {json.dumps(name)}, {{ type: {json.dumps(kind)} }}));
+          const file = new File([bytes], {json.dumps(name)}, {{ type: {json.dumps(kind)} }});
+          for (let number = 0; number < {times}; number++) dataTransfer.items.add(file);
           for (const kind of ["dragenter", "dragover", "drop"]) {{
             const event = new DragEvent(kind, {{ dataTransfer, bubbles: true, cancelable: true }});
             document.getElementById("drop").dispatchEvent(event);
@@ -109,6 +109,37 @@ def test_a_bad_image_gets_its_reason_and_the_next_one_its_answer(opened: Browser
         assert opened.evaluate(f"{PROBLEM}.hidden")
 
 
+def test_an_answer_that_comes_late_is_not_shown_under_the_next_image(opened: Browser) -> None:
+    answer = "Response.json({ class: 'late', probability: 1, top: [], model: { digest } })"
+    late = "held.shift()(); new Promise((done) => setTimeout(done, 50))"
+    waiting = "document.getElementById('answer').classList.contains('waiting')"
+    with served() as address:
+        show(opened, address)
+        opened.wait("digest !== ''")
+        opened.evaluate(f"held = []; fetch = () => new Promise((go) => held.push(() => go({answer}))); 0")
+        drop(opened, boot(), "first.png", "image/png")
+        drop(opened, boot(), "second.png", "image/png", times=2)
+        assert "second.png, the first of 2 files" in opened.evaluate("document.getElementById('drop').innerText")
+        opened.evaluate(late)
+        assert opened.evaluate(waiting)
+        opened.evaluate("mostBytes = 10")
+        drop(opened, boot(), "third.png", "image/png")
+        opened.evaluate(late)
+        assert opened.evaluate(f"{PROBLEM}.textContent").startswith("third.png is larger than")
+        assert not opened.evaluate(ANSWERED)
+        assert not opened.evaluate(waiting)
+
+
+def test_a_service_that_did_not_answer_is_asked_again(opened: Browser) -> None:
+    with served() as address:
+        show(opened, address)
+        opened.evaluate("fetched = fetch; fetch = () => Promise.reject(); showModel(); 0")
+        opened.wait("!document.getElementById('again').hidden")
+        opened.evaluate("fetch = fetched; document.getElementById('again').click()")
+        opened.wait("document.getElementById('again').hidden")
+        opened.wait(f"{PROBLEM}.hidden")
+
+
 def test_the_keyboard_reaches_the_file_chooser(opened: Browser) -> None:
     with served() as address:
         show(opened, address)
@@ -143,6 +174,8 @@ def test_a_row_of_numbers_is_classified(opened: Browser) -> None:
         assert opened.evaluate(BEST) == "ankle boot"
         opened.evaluate(enter.format("1, two, 3"))
         opened.wait(f"!{PROBLEM}.hidden")
+        dropped = "new DragEvent('drop', { dataTransfer: new DataTransfer(), bubbles: true, cancelable: true })"
+        assert opened.evaluate(f"document.getElementById('row').dispatchEvent({dropped})")  # the text goes in
 
 
 @pytest.mark.parametrize("width", [320, 1200])

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -70,6 +73,31 @@ def test_only_a_positive_number_of_bytes_limits_bodies(metasearch: Run, bundle: 
     place = "--host, --port: must be free" if size == "10" else "--most-bytes: "
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith(f"metasearch: {place}")
+
+
+def test_a_hang_up_before_it_serves_is_ignored_and_the_handlers_are_put_back(
+    metasearch: Run, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starting(**options: int) -> AbstractContextManager[None]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metasearch.serving.replicas.serve_running", starting)
+    numbers = (signal.SIGHUP, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    assert metasearch("serve", bundle, "--port", "0") == (0, "", "")
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_without_ray_serve_one_line_says_how_to_get_it(
+    metasearch: Run, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.delitem(sys.modules, "ray.serve", raising=False)
+    code, out, err = metasearch("serve", bundle, "--port", "0")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("metasearch: serve: needs ray[serve] (")
 
 
 def test_without_the_extra_one_line_says_how_to_get_it(

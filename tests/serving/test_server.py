@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +28,8 @@ class Models:
     async def check(self, folder: Path) -> Checked:
         await asyncio.sleep(0.001)
         name = self.offered.pop(0)
+        if name == "failing":
+            raise RuntimeError("a bug\nwith much to say")
         if name == "bad":
             raise InputError(str(folder / "model.onnx"), "must be good")
         return Checked(make_bundle(name), b"")
@@ -108,6 +109,21 @@ def test_reloads_under_load_drop_no_request_and_come_in_their_order() -> None:
     asyncio.run(run())
 
 
+def test_a_reload_that_fails_is_told_in_one_line_and_the_next_one_succeeds() -> None:
+    async def run() -> None:
+        service, models, said = make_service(), Models(["failing", "newer"]), list[str]()
+        start = reloader(service, models, FOLDER, said.append)
+        start()
+        start()
+        while not models.removed:
+            await asyncio.sleep(0.001)
+        assert said[0] == "the reload failed: RuntimeError: a bug"
+        assert service.served.bundle.name == "newer"
+        assert (reloads(service, "refused"), reloads(service, "taken")) == (1, 1)
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
 @pytest.mark.parametrize(
     ("host", "alone"),
     [
@@ -132,12 +148,14 @@ def test_a_browser_may_use_the_services_own_names_and_no_others() -> None:
     assert own_names("127.0.0.9", 80) >= {"127.0.0.9", "127.0.0.9:80"}  # the port of HTTP goes without saying
 
 
-def test_a_bound_socket_refuses_until_it_listens_and_a_taken_port_is_one_line() -> None:
+def test_a_bound_port_is_taken_at_once() -> None:
     with bound("127.0.0.1", 0) as listening:
-        port = listening.getsockname()[1]
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=5)
-        listening.listen()
         with pytest.raises(InputError, match=r"must be free .*in use") as refused:
-            bound("127.0.0.1", port)
+            bound("127.0.0.1", listening.getsockname()[1])
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "a..b", "2001:db8::1", "1:2"])
+def test_a_host_that_is_not_this_machine_is_refused(host: str) -> None:
+    with pytest.raises(InputError, match=r"^--host: must be an address of this machine, got "):
+        bound(host, 0)

@@ -4,7 +4,7 @@ const part = (id) => document.getElementById(id);
 let token = "";
 let mostBytes = Infinity;
 let digest = "";
-let newest = 0; // of several answers on their way, the last asked for is shown
+let newest = 0; // what was taken last: the answers to what came before are not shown
 
 class Refusal extends Error {
   constructor(status, reason) {
@@ -38,10 +38,12 @@ function showProblem(error, name = "") {
 
 async function showModel() {
   let model;
+  part("again").hidden = true;
   try {
     model = await ask("model");
   } catch (error) {
     part("name").textContent = "A model";
+    part("again").hidden = error.status === 401;
     return showProblem(error);
   }
   const image = model.input_shape.length === 3;
@@ -72,7 +74,7 @@ async function predict(body, { type, name, found }) {
     part("answer").hidden = true;
     showProblem(error, error.status === 400 ? name : ""); // a reason of the body's begins with its verb
   } finally {
-    part("answer").classList.remove("waiting");
+    if (mine === newest) part("answer").classList.remove("waiting");
   }
 }
 
@@ -97,7 +99,8 @@ function show(answer, took) {
   part("answer").hidden = false;
 }
 
-function take(file) {
+function take(files) {
+  const [file] = files;
   if (!file) return;
   const picture = part("picture");
   URL.revokeObjectURL(picture.src);
@@ -108,9 +111,12 @@ function take(file) {
   };
   picture.src = URL.createObjectURL(file); // what the browser cannot show (TIFF) is still classified
   picture.alt = file.name;
-  part("invitation").textContent = `${file.name}: drop another, or press to choose one`;
+  const which = files.length > 1 ? `${file.name}, the first of ${files.length} files` : file.name;
+  part("invitation").textContent = `${which}: drop another, or press to choose one`;
   if (file.size > mostBytes) {
+    newest++;
     part("answer").hidden = true;
+    part("answer").classList.remove("waiting");
     return showProblem(new Refusal(413, `${file.name} is larger than ${mostBytes / 1e6} MB.`));
   }
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
@@ -119,15 +125,16 @@ function take(file) {
 
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => { // anywhere: a near miss would leave the page for the image
+    if (!event.dataTransfer.types.includes("Files")) return; // a text, which may go into the rows
     event.preventDefault();
     part("drop").classList.toggle("over", kind === "dragenter" || kind === "dragover");
   });
 }
 document.addEventListener("drop", (event) => {
-  if (!part("drop").hidden) take(event.dataTransfer.files[0]);
+  if (!part("drop").hidden) take(event.dataTransfer.files);
 });
 part("file").addEventListener("change", (event) => {
-  take(event.target.files[0]);
+  take(event.target.files);
   event.target.value = ""; // so that the same file can be chosen again
 });
 part("vector").addEventListener("submit", (event) => {
@@ -136,6 +143,7 @@ part("vector").addEventListener("submit", (event) => {
   const found = (answer) => answer.predictions[0];
   predict(JSON.stringify({ rows: [row] }), { type: "application/json", name: "", found });
 });
+part("again").addEventListener("click", showModel);
 part("access").addEventListener("submit", (event) => {
   event.preventDefault();
   token = part("token").value.trim();
