@@ -148,6 +148,7 @@ def launch(
     url = storage_url(storage)
     source = task.source(seed)
     allowed = budget.budget(gpus_per_trial=resources.gpus_per_trial)
+    resources.check()
     loaded = load_space(space)
     store = open_storage(url, create=True)
     from metasearch.search.prepare import Options, prepare_study

@@ -333,6 +333,14 @@ class ResourceFlags:
     gpus_per_trial: GpusPerTrial = 0.0
     address: Address = None
 
+    def check(self) -> None:
+        """Raise InputError for GPUs that no trial would get. Loads no ray."""
+        from metasearch.search.placement import check_fits_here, check_share
+
+        check_share(self.gpus_per_trial)
+        if self.address is None:
+            check_fits_here(self.gpus_per_trial)
+
     def resources(self) -> Resources:
         """Return them as the search takes them."""
         from metasearch.search.runner import Resources

@@ -65,6 +65,8 @@ def test_every_command_explains_itself(metasearch: Run, command: str) -> None:
         (["launch", "digits", "--trial-timeout", "0m"], 2, ["--trial-timeout: must be above 0"]),
         (["launch", "digits", "--gpu-hours", "0", "--gpus-per-trial", "1"], 2, ["--gpu-hours: must be above 0"]),
         (["launch", "digits", "--gpu-hours", "1"], 2, ["--gpu-hours: needs --gpus-per-trial"]),
+        (["launch", "digits", "--gpus-per-trial", "1.5"], 2, ["--gpus-per-trial: must be 0, a share from 0.0001 to 1"]),
+        (["launch", "digits", "--gpus-per-trial", "99"], 2, ["--gpus-per-trial: no trial fits this machine's GPUs"]),
         (["launch", "fashion_mnist", "--data-root", "nowhere"], 3, ["nowhere", "--download"]),
         (["launch", "digits", "--storage", "postgresql://u:canary@host/db"], 2, ["--storage", "METASEARCH_STORAGE"]),
         (["launch", "digits", "--storage", "redis://host"], 2, ["sqlite://"]),

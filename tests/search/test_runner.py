@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import ray
 import torch
 from optuna.study import Study
+from ray._private import ray_constants
 
 from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
@@ -71,8 +73,10 @@ def prepared() -> None:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with ray_running(TWO):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "nowhere.invalid:1")
+        with ray_running(TWO):
+            yield
 
 
 @pytest.fixture
@@ -178,6 +182,15 @@ def test_a_pipeline_that_runs_out_of_memory_is_a_failure_of_its_configuration(
 
 
 # Drives
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_ray_of_our_own_listens_on_the_loopback_whatever_the_environment_says() -> None:
+    assert os.environ["RAY_ADDRESS"]
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ  # a cluster joined later listens where it says
+    assert ray_constants.ENABLE_RAY_CLUSTER
 
 
 @pytest.mark.slow
