@@ -163,7 +163,7 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
         """End the search where the study's trials, those of earlier drivers too, have used its GPU-hours."""
         hours = self._limits.gpu_hours
         if hours is not None and self._ledger.gpu_seconds >= 3600 * hours:
-            self._stop.set(GPU_HOURS_USED)
+            self._stop.end_trials(GPU_HOURS_USED)
 
     def gpu_seconds_of_running(self) -> dict[int, float]:
         """Return the GPU time of the trials that have begun and not ended, by their numbers."""
