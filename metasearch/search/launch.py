@@ -19,7 +19,7 @@ from metasearch.errors import InputError, MetasearchError, StorageError
 from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.artefacts import check_writable, fetch, fetch_all, joined, kept_files, trial_folder
+from metasearch.search.artefacts import fetch, fetch_all, joined, kept_files, trial_folder
 from metasearch.search.benchmarks import latency_of
 from metasearch.search.controls import choose, companion, propose_control
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
@@ -102,7 +102,6 @@ def run_study(
             raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
         if resources.address is None:
             check_fits_here(resources.gpus)
-        check_writable(description.artefacts)
         stop = StopFlag()
         heard = watcher or Watcher()
         lease = Lease(study, on_stop=stop.set, tell=heard.stage)

@@ -12,7 +12,7 @@ GRAIN = 10_000
 
 
 def check_share(gpus: float) -> None:
-    """Raise InputError for GPUs of a trial that Ray gives to none: it divides one device, and several only come whole."""
+    """Raise InputError for GPUs that Ray gives no trial: it divides one device, and several come whole."""
     if not (gpus == 0 or 1 / GRAIN <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
         rule = f"must be 0, a share from {1 / GRAIN:g} to 1, or a whole number"
         raise InputError("--gpus-per-trial", rule, gpus)
