@@ -22,6 +22,7 @@ from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import fetch, fetch_all, joined, kept_files, trial_folder
 from metasearch.search.benchmarks import latency_of
 from metasearch.search.controls import choose, companion, propose_control
+from metasearch.search.differences import queued_first
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.foreknown import Foreknown, foreknown
 from metasearch.search.garbage import claim
@@ -111,6 +112,8 @@ def run_study(
                 description = replace(description, trials=trials)
                 study.set_user_attr(DESCRIPTION, asdict(description))
             claim(joined(description.artefacts, name), storage)
+            for config in description.enqueue[len(queued_first(study)) :]:  # all, or what a dead driver left of them
+                study.enqueue_trial(config)
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 return _Search(storage, study, description, resources, heard, stop).run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one

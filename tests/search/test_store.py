@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -247,6 +248,17 @@ def test_a_study_that_metasearch_did_not_make_is_refused(tmp_path: Path) -> None
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
     with pytest.raises(InputError, match="was not made by metasearch"):
         description_of(optuna.create_study(storage=storage, study_name="theirs"))
+
+
+@pytest.mark.parametrize("change", [{"of_a_newer_one": 1}, {"seed": None}])
+def test_a_study_that_another_metasearch_describes_otherwise_is_refused_with_its_version(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    kept = asdict(replace(DESCRIPTION, versions={"metasearch": "9.9"})) | change
+    described = {key: value for key, value in kept.items() if value is not None}
+    with pytest.raises(InputError, match=rf"^study s: is described as metasearch 9\.9 does.*'{next(iter(change))}'$"):
+        StudyDescription.of("s", described)
+    assert StudyDescription.of("s", json.loads(json.dumps(asdict(DESCRIPTION)))) == DESCRIPTION
 
 
 def test_finished_are_complete_and_pruned_trials_and_failures_of_their_own() -> None:
