@@ -81,7 +81,18 @@ def test_an_unreachable_server_is_a_storage_error_without_the_password(
     assert SECRET not in one_line(caught)
 
 
-@pytest.mark.parametrize("url", ["mysql://host/name", "redis://host", "studies.db", "sqlite:///a b:c@@://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://host/name",
+        "redis://host",
+        "studies.db",
+        "postgresql://h:abc/x",
+        "postgresql://[::1/x",
+        "//[::1/x",
+        "sqlite:///a b:c@@://",
+    ],
+)
 def test_a_url_of_another_kind_is_refused_in_one_line(url: str) -> None:
     if url.startswith("sqlite"):
         assert storage_url(url)  # odd, yet a path
