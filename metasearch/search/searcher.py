@@ -202,6 +202,8 @@ class StopByLedger(_NotSaved, FIFOScheduler):  # type: ignore[misc]  # ray has n
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Hand the cause on: Tune tells a searcher only that there was an error, and its callbacks too late."""
+        if trial.error_file is None:  # nothing was written of it
+            return
         with open(trial.error_file, encoding="utf-8") as file:  # a line that numbers the failure, then the error
             cause = " ".join(file.read().partition("\n")[2].split())
         self._searcher.note_cause(trial.trial_id, cause[:500])
