@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +55,7 @@ def machines_turn() -> Iterator[None]:
 
     No word of it is left: the trial is lost, and run again.
     """
-    faulthandler.dump_traceback_later(MACHINE_S, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(MACHINE_S, exit=True, file=2)  # sys.stderr may be no file of the system's
     try:
         yield
     finally:

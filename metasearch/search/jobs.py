@@ -145,9 +145,7 @@ class JobServer:
         """Ask a job to stop in good order; return whether it was running."""
         return self._told("POST", f"/api/jobs/{job}/stop", lambda answer: bool(answer["stopped"]))
 
-    def _told(
-        self, method: str, path: str, read: Callable[[Any], T], body: Mapping[str, Any] | bytes | None = None
-    ) -> T:
+    def _told(self, method: str, path: str, read: Callable[[Any], T], body: Mapping[str, Any] | None = None) -> T:
         """Return what is read from an answer in JSON."""
         answer = self._ask(method, path, body)
         try:

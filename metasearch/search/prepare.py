@@ -119,16 +119,15 @@ def prepare_study(
         latency=latency,
     )
     stem = f"{inputs.task.name}-{asked.name}"
-    name = options.name or _free_name(storage, stem)
-    if study_exists(storage, name):
-        _refuse_existing(storage, name, description)
-    if create:
-        with storage_errors(str(storage.url)):
-            if options.name is None:
-                name = _create_by_free_name(storage, stem, description)
-            else:
-                create_study(storage, name, description)
-    return description, name
+    if options.name and study_exists(storage, options.name):
+        _refuse_existing(storage, options.name, description)
+    if not create:
+        return description, options.name or _free_name(storage, stem)
+    with storage_errors(str(storage.url)):
+        if not options.name:
+            return description, _create_by_free_name(storage, stem, description)
+        create_study(storage, options.name, description)
+    return description, options.name
 
 
 def _goals(options: Options) -> tuple[list[str], list[str]]:

@@ -280,7 +280,7 @@ def test_a_study_is_not_deleted_under_a_driver_of_another_host_whatever_its_cloc
 ) -> None:
     hold(study, host="elsewhere", age_s=3600)
     with monkeypatch.context() as patch:
-        patch.setattr(module.time, "sleep", lambda seconds: hold(study, host="elsewhere", age_s=3600))
+        patch.setattr(time, "sleep", lambda seconds: hold(study, host="elsewhere", age_s=3600))
         code, _, err = metasearch("delete", "s", "--yes", "--storage", f"sqlite:///{tmp_path / 'studies.db'}")
     assert (code, "a driver is running (process 1 on elsewhere)" in err) == (5, True)
     assert optuna.get_all_study_names(study._storage) == ["s"]

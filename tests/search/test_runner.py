@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import ray
 import torch
 from optuna.study import Study
-from ray._private import ray_constants
 
 from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
@@ -211,6 +209,9 @@ def test_a_pipeline_that_runs_out_of_memory_is_a_failure_of_its_configuration(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_ray_of_our_own_listens_on_the_loopback_whatever_the_environment_says() -> None:
+    import ray  # not above: it reads what metasearch.search sets in the environment
+    from ray._private import ray_constants
+
     assert os.environ["RAY_ADDRESS"]
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ  # a cluster joined later listens where it says
