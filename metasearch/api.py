@@ -38,15 +38,18 @@ def launch(
     """
     from metasearch.report.queries import best as find_best
     from metasearch.search.launch import run_study
+    from metasearch.search.placement import check_fits_here
     from metasearch.search.prepare import Options, prepare_study
     from metasearch.search.runner import Resources
     from metasearch.search.space import load_space
     from metasearch.tasks import TaskSource
 
     source = TaskSource(task) if isinstance(task, str) else task
+    resources = Resources(workers, threads, gpus_per_trial)
+    check_fits_here(gpus_per_trial)
     store = open_storage(storage_url() if storage is None else storage, create=True)
     _, name = prepare_study(store, Options(source=source, space=load_space(space), trials=trials, **options))
-    outcome = run_study(store, name, resources=Resources(workers, threads, gpus_per_trial))
+    outcome = run_study(store, name, resources=resources)
     return find_best(_database(store.url), outcome.study.study_name).table.frame()
 
 

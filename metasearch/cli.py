@@ -20,7 +20,7 @@ from metasearch.bench_command import bench
 from metasearch.completion import complete_space, complete_study
 from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
-from metasearch.errors import InputError, MetasearchError, NotFoundError
+from metasearch.errors import InputError, MetasearchError
 from metasearch.export_command import export
 from metasearch.flags import (
     AsJson,
@@ -148,6 +148,7 @@ def launch(
     url = storage_url(storage)
     source = task.source(seed)
     allowed = budget.budget(gpus_per_trial=resources.gpus_per_trial)
+    resources.check()
     loaded = load_space(space)
     store = open_storage(url, create=True)
     from metasearch.search.prepare import Options, prepare_study
@@ -262,13 +263,10 @@ def stop(study: StudyName, submit: Submit = None, storage: StorageUrl = None) ->
     if submit is not None:
         stop_job(submit, study)
         return
-    from metasearch.search.lease import holder_of
-    from metasearch.search.store import STOP, load_study
+    from metasearch.search.lease import ask_to_stop
+    from metasearch.search.store import load_study
 
-    loaded = load_study(_store(storage), study)
-    if holder_of(loaded) is None:
-        raise NotFoundError(f"study {study}: no driver is running")
-    loaded.set_user_attr(STOP, True)
+    ask_to_stop(load_study(_store(storage), study))
     _console().print(f"asked the driver of {study} to stop; it does so within seconds", soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from metasearch.errors import MetasearchError
+from metasearch.errors import MetasearchError, StorageError
 from metasearch.findings import FAILURE, OK, WARNING, Finding
 from metasearch.search.nodes import NodeReport, Reach, look_around
 from metasearch.search.versions import unlike, versions_here
@@ -32,18 +32,24 @@ def cluster_findings(
     import ray
 
     from metasearch.folders import artefact_folder
+    from metasearch.search.artefacts import location
     from metasearch.search.runner import Resources, ray_running
 
     try:
         place = storage_place(storage)
-        reach = Reach(data_root=data_root, artefacts=artefacts or str(artefact_folder()), storage=place)
+        reach = Reach(
+            data_root=None if data_root is None else location(data_root, flag="--data-root"),
+            artefacts=location(artefacts or str(artefact_folder())),
+            storage=place,
+        )
         with ray_running(Resources(address=address)):
             nodes, reports = ray.nodes(), look_around(reach)
             dashboard = ray._private.worker.get_dashboard_url()
-    except (MetasearchError, OSError) as error:
-        yield Finding(
-            "cluster", FAILURE, str(error), "" if isinstance(error, MetasearchError) else REMEDIES["artefacts"]
-        )
+    except StorageError as error:
+        yield Finding("cluster", FAILURE, str(error), REMEDIES["artefacts"])
+        return
+    except MetasearchError as error:
+        yield Finding("cluster", FAILURE, str(error))
         return
     yield summary(nodes)
     yield from access(reports, dashboard or "")

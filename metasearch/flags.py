@@ -7,13 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metasearch.completion import complete_study, complete_task, complete_warm_start
-from metasearch.errors import InputError, NotFoundError
+from metasearch.errors import InputError
 
 if TYPE_CHECKING:
     from metasearch.search.earlier import Decided
@@ -333,6 +332,14 @@ class ResourceFlags:
     gpus_per_trial: GpusPerTrial = 0.0
     address: Address = None
 
+    def check(self) -> None:
+        """Raise InputError for GPUs that no trial would get. Loads no ray."""
+        from metasearch.search.placement import check_fits_here, check_share
+
+        check_share(self.gpus_per_trial)
+        if self.address is None:
+            check_fits_here(self.gpus_per_trial)
+
     def resources(self) -> Resources:
         """Return them as the search takes them."""
         from metasearch.search.runner import Resources
@@ -364,13 +371,13 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def read_configurations(path: str) -> list[dict[str, Any]]:
-    """Return the configurations of a YAML file: one mapping of dotted paths, or a list of them."""
-    from metasearch.search.strict_yaml import load_yaml
+    """Return the configurations of a YAML file: one mapping of dotted paths, or a list of them.
 
-    file = Path(path)
-    if not file.exists():
-        raise NotFoundError(f"{path}: no such file")
-    loaded = load_yaml(file.read_text(encoding="utf-8"), place=path)
+    Raises NotFoundError for one that cannot be read, InputError for one that holds something else.
+    """
+    from metasearch.search.strict_yaml import load_yaml, read_text
+
+    loaded = load_yaml(read_text(path), place=path)
     found = loaded if isinstance(loaded, list) else [loaded]
     for position, config in enumerate(found):
         if not isinstance(config, dict):

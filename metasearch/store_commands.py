@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,9 +19,8 @@ def delete(
     import optuna
     from rich.console import Console
 
-    from metasearch.errors import StorageError
     from metasearch.search.artefacts import joined, remove
-    from metasearch.search.lease import holder_of
+    from metasearch.search.lease import Lease
     from metasearch.search.store import (
         CONTROLS,
         DESCRIPTION,
@@ -32,20 +32,24 @@ def delete(
 
     store = open_storage(storage_url(storage))
     loaded = load_study(store, study)
-    if holder_of(loaded) is not None:
-        raise StorageError(f"study {study}: a driver is running; `metasearch stop {study}` first")
-    if not yes:
-        typer.confirm(
-            f"Delete study {study} with {len(loaded.get_trials(deepcopy=False))} trials?", abort=True, err=True
-        )
-    described = loaded.user_attrs.get(DESCRIPTION)  # none if its driver was killed while it made the study
-    for name in (study, study + CONTROLS):
-        if study_exists(store, name):
-            optuna.delete_study(study_name=name, storage=store)
+    console = Console(stderr=True, highlight=False)
+    lease = Lease(loaded, on_stop=lambda reason: None, tell=partial(console.print, markup=False, soft_wrap=True))
+    lease.acquire()  # as a driver: so that none runs, nor starts
+    try:
+        if not yes:
+            typer.confirm(
+                f"Delete study {study} with {len(loaded.get_trials(deepcopy=False))} trials?", abort=True, err=True
+            )
+        described = loaded.user_attrs.get(DESCRIPTION)  # none if its driver was killed while it made the study
+        for name in (study, study + CONTROLS):
+            if study_exists(store, name):
+                optuna.delete_study(study_name=name, storage=store)
+    finally:
+        lease.release()
     if described is not None:
         for name in (study, study + CONTROLS):
             remove(joined(described["artefacts"], name))
-    Console(stderr=True, highlight=False).print(f"deleted {study}", soft_wrap=True)
+    console.print(f"deleted {study}", soft_wrap=True)
 
 
 def gc(

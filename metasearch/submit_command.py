@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import sys
@@ -107,8 +108,8 @@ def packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
             continue
         value = value if equals else next(rest, "")
         # a teacher may have its share before it: 0.5*FILE
-        path = Path(value.rpartition("*")[2] if flag == "--teacher" else value).expanduser()
-        if flag in CARRIED and path.is_file():
+        path = _expanded(value.rpartition("*")[2] if flag == "--teacher" else value)
+        if flag in CARRIED and os.path.isfile(path):
             value = f"{flag.strip('-')}-{path.name}"
             files[value] = _content(path, flag)
         elif _is_only_here(path) or (flag in PATHS and not (path.is_absolute() or value in NO_PATHS or "://" in value)):
@@ -117,8 +118,13 @@ def packed(arguments: Sequence[str]) -> tuple[list[str], dict[str, bytes]]:
     return given, files
 
 
+def _expanded(text: str) -> Path:
+    """Return what may be a path with its home folder; a text that can be none, of an unknown user perhaps, stays."""
+    return Path(os.path.expanduser(text))
+
+
 def _is_only_here(path: Path) -> bool:
-    return not path.is_absolute() and path.exists()
+    return not path.is_absolute() and os.path.exists(path)  # not Path's own: it raises where a text is too long
 
 
 def _content(path: Path, flag: str) -> bytes:
@@ -134,7 +140,7 @@ def check_task_there(flag: str, text: str) -> None:
     from metasearch.tasks.task_source import named_paths
 
     for path in named_paths(text):
-        if _is_only_here(Path(path).expanduser()):
+        if _is_only_here(_expanded(path)):
             raise InputError(f"{flag} {text}", ABSOLUTE, path)
 
 

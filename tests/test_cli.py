@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +66,17 @@ def test_every_command_explains_itself(metasearch: Run, command: str) -> None:
         (["launch", "digits", "--trial-timeout", "0m"], 2, ["--trial-timeout: must be above 0"]),
         (["launch", "digits", "--gpu-hours", "0", "--gpus-per-trial", "1"], 2, ["--gpu-hours: must be above 0"]),
         (["launch", "digits", "--gpu-hours", "1"], 2, ["--gpu-hours: needs --gpus-per-trial"]),
+        (["launch", "digits", "--gpus-per-trial", "1.5"], 2, ["--gpus-per-trial: must be 0, a share from 0.0001 to 1"]),
+        (["launch", "digits", "--gpus-per-trial", "99"], 2, ["--gpus-per-trial: no trial fits this machine's GPUs"]),
         (["launch", "fashion_mnist", "--data-root", "nowhere"], 3, ["nowhere", "--download"]),
         (["launch", "digits", "--storage", "postgresql://u:canary@host/db"], 2, ["--storage", "METASEARCH_STORAGE"]),
         (["launch", "digits", "--storage", "redis://host"], 2, ["sqlite://"]),
         (["best", "nothing"], 3, ["metasearch launch"]),
         (["run", "digits", "--config", "nowhere.yaml"], 3, ["nowhere.yaml: no such file"]),
+        (["run", "digits", "--config", "/"], 3, ["/: cannot be read: Is a directory"]),
+        (["run", "digits", "--config", sys.executable], 2, ["must be text in UTF-8"]),
         (["spaces", "check", "nowhere.yaml"], 3, ["nowhere.yaml"]),
+        (["spaces", "check", "s" * 300], 3, ["is neither a file nor a preset"]),
         (["tasks", "check", "digitz"], 2, ["did you mean digits?"]),
         (["tasks", "check", "table:nowhere.csv"], 3, ["nowhere.csv: there is no such file"]),
         (["launch", "digits", "--init-from", "nothing"], 3, ["study 'nothing': there is none"]),

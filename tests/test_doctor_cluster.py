@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 
-from metasearch.doctor_cluster import access, database, node_findings, storage_place, summary
+from metasearch import doctor_cluster
+from metasearch.doctor_cluster import access, cluster_findings, database, node_findings, storage_place, summary
+from metasearch.errors import MetasearchError
 from metasearch.findings import FAILURE, OK, WARNING
-from metasearch.search.nodes import NodeReport
+from metasearch.search.nodes import NodeReport, Reach
 
 HERE = {"python": "3.11", "torch": "2.15.0"}
 FINE = NodeReport("10.0.0.2", HERE, token=True)
@@ -44,6 +49,27 @@ def test_a_node_with_nothing_wrong_and_a_silent_one_have_one_line() -> None:
     (late,) = node_findings(NodeReport("10.0.0.5", HERE, clock_s=6.0), HERE)
     assert (fine.level, silent.level, late.level) == (OK, FAILURE, WARNING)
     assert "no GPU" in fine.text
+
+
+def test_artefacts_that_no_search_could_have_are_one_finding_before_the_cluster_is_joined() -> None:
+    (found,) = cluster_findings("auto", data_root=None, storage=None, artefacts="badproto://x")
+    assert (found.level, found.text.partition(":")[0]) == (FAILURE, "--artefacts")
+
+
+def test_relative_paths_are_those_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reaches: list[Reach] = []
+
+    def look(reach: Reach) -> list[NodeReport]:
+        reaches.append(reach)
+        raise MetasearchError("enough seen")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("metasearch.search.runner.ray_running", lambda resources: nullcontext())
+    monkeypatch.setattr("ray.nodes", list)
+    monkeypatch.setattr(doctor_cluster, "look_around", look)
+    (found,) = cluster_findings("auto", data_root="data", storage=None, artefacts="a")
+    assert found.text == "enough seen"
+    assert reaches == [Reach(data_root=str(tmp_path / "data"), artefacts=str(tmp_path / "a"))]
 
 
 def test_a_cluster_without_a_cpu_can_run_no_trial() -> None:

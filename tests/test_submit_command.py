@@ -7,13 +7,13 @@ import json
 import shlex
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from metasearch import submit_command
-from metasearch.errors import InputError
+from metasearch.errors import InputError, MetasearchError
 from metasearch.search import jobs, patience
 from metasearch.search.jobs import Job, JobServer, token
 from metasearch.submit_command import exit_code, job_arguments, packed
@@ -117,6 +117,7 @@ def test_a_relative_path_that_only_this_machine_could_find_is_refused(
 def test_what_is_no_relative_path_goes_as_it_is() -> None:
     arguments = ["--teacher=0.5*resnet18", "--teacher-weights=own", "--data-root=/data", "--init-from=digits-quick-1"]
     arguments += ["--teacher=2*/data/t.onnx", "--artefacts=s3://bucket/kept", "--meta=s3://bucket/m.safetensors", "-h"]
+    arguments += [f"--space={'s' * 300}", "--init-from=~nosuchuser"]
     assert packed(arguments) == (arguments, {})
 
 
@@ -202,9 +203,27 @@ def test_a_server_that_is_not_there_or_no_url_is_one_line(metasearch: Run) -> No
     code, _, err = metasearch("status", "s", "--submit", "http://127.0.0.1:9")
     assert (code, err.count("\n")) == (1, 1)
     assert "job server http://127.0.0.1:9: no answer" in err
-    code, _, err = metasearch("status", "s", "--submit", "head:8265")
-    assert code == 2
-    assert "--submit: must be the URL of a Ray dashboard" in err
+    for url in ("head:8265", "http://[::1", "http://.:8", "http://head:port"):
+        code, _, err = metasearch("status", "s", "--submit", url)
+        assert code == 2
+        assert "--submit: must be the URL of a Ray dashboard" in err
+
+
+@pytest.mark.parametrize("answer", [b"<html>another program", b"[]", b"{}", b"7", b"[{}]", b"\xff"])
+def test_another_web_server_is_no_dashboard(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobServer, "_ask", lambda self, method, path, body=None: answer)
+    server = JobServer("http://head:80")
+    calls: list[Callable[[], object]] = [
+        lambda: server.submit(["launch"], "s", files={}),
+        lambda: server.job("s"),
+        lambda: server.logs("s"),
+        lambda: server.stop("s"),
+    ]
+    if answer not in (b"[]", b"{}", b"[{}]"):  # else a list of jobs, none of them ours
+        calls.append(server.jobs)
+    for call in calls:
+        with pytest.raises(MetasearchError, match=r"^job server http://head:80: does not answer as a Ray dashboard$"):
+            call()
 
 
 def test_ctrl_c_leaves_the_job_running(metasearch: Run, server: FakeJobServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,3 +318,9 @@ def test_the_token_is_found_where_ray_finds_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="RAY_AUTH_TOKEN_PATH: cannot be read"):
         token()
+    for unfit in (b"\xffcanary", b"canary\ncanary", "canary €".encode()):
+        (tmp_path / "file").write_bytes(unfit)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
+        with pytest.raises(InputError, match=r"must hold a token in printable ASCII$") as refused:
+            token()
+        assert "canary" not in str(refused.value)

@@ -40,7 +40,7 @@ class KeptFile:
     @classmethod
     def at(cls, place: str) -> KeptFile:
         """Return the file that lies at a path or URL now. Raises NotFoundError, and StorageError as `fetch` does."""
-        with _reading(place) as (files, path):
+        with _told_of(place) as (files, path):
             digest = _digest_if_there(Path(path)) if _is_local(files) else _download(files, path)
         if digest is None:
             raise NotFoundError(f"{place}: no such file")
@@ -57,16 +57,29 @@ class KeptFile:
 def location(text: str, *, flag: str = "--artefacts") -> str:
     """Return a folder or file as it is kept with a study: an absolute path, or a URL. flag: for the errors.
 
-    Raises InputError for a protocol that is unknown or needs another package, and for a secret in the URL.
+    Raises InputError for what is no path, a protocol that is unknown or needs another package or more than a URL, and
+    for a secret in the URL; StorageError for a server that does not answer.
     """
+    if "\0" in text:
+        raise InputError(flag, "must be a path or a URL", text)
     if "://" not in text:
-        return str(Path(text).expanduser().absolute())
-    if urlsplit(text).password:
+        try:
+            return str(Path(text).expanduser().absolute())
+        except RuntimeError as error:
+            raise InputError(flag, "must be a path of a user that there is", text) from error
+    try:
+        secret = urlsplit(text).password
+    except ValueError as error:  # not shown: it may hold a secret all the same
+        raise InputError(flag, f"must be a path or a URL: {error}") from error
+    if secret:
         raise InputError(flag, "must hold no secret: give it in the environment or a mounted file")
     try:
         url_to_fs(text)
-    except (ValueError, ImportError) as error:
-        raise InputError(flag, f"must be a path or a URL that fsspec opens: {error}", text) from error
+    except OSError as error:
+        raise StorageError(f"{text}: {error.strerror or error}") from error
+    except Exception as error:  # of any type: that of a missing argument, a missing package, a library's own
+        rule = f"must be a path or a URL that fsspec opens: {' '.join(str(error).split())}"
+        raise InputError(flag, rule, text) from error
     return text.rstrip("/")
 
 
@@ -82,24 +95,28 @@ def trial_folder(study_folder: str, number: int) -> str:
 
 def check_writable(folder: str) -> None:
     """Raise StorageError unless the folder can be made and written to."""
-    try:
-        with probed(folder):
-            pass
-    except OSError as error:
-        raise StorageError(f"artefact folder {folder}: must be writable: {error.strerror or error}") from error
+    with probed(folder):
+        pass
 
 
 @contextmanager
 def probed(folder: str) -> Iterator[str]:
-    """Put a small file into the folder, made if it is not there, for as long as the block lasts; give its name."""
+    """Put a small file into the folder, made if it is not there, for as long as the block lasts; give its name.
+
+    Raises StorageError where that does not work.
+    """
     name = f".probe-{uuid.uuid4().hex}"
-    with _opened(joined(folder, name)) as (files, path):
+    place = f"artefact folder {folder}: must be writable"
+    with _told_of(joined(folder, name), place) as (files, path):
         files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        files.pipe_file(path, b"0" * 4096)
+        try:
+            files.pipe_file(path, b"0" * 4096)
+        except (ValueError, NotImplementedError) as error:  # a file system that is only read
+            raise OSError(errno.EROFS, str(error)) from error
     try:
         yield name
     finally:
-        with _opened(joined(folder, name)) as (files, path):
+        with _told_of(joined(folder, name), place) as (files, path):
             files.rm_file(path)
 
 
@@ -154,7 +171,7 @@ def fetch(file: str, digest: str) -> Path | None:
 
     digest: its SHA-256, kept with the trial. Raises StorageError if the file has another, or is not to be had now.
     """
-    with _reading(file) as (files, path):
+    with _told_of(file) as (files, path):
         local = Path(path) if _is_local(files) else _place_in_cache(path, digest)
         found = _digest_if_there(local)
         if found != digest and not _is_local(files):
@@ -201,12 +218,12 @@ def _download(files: AbstractFileSystem, path: str, wanted: str | None = None) -
 
 
 def trial_numbers(study_folder: str) -> list[int]:
-    """Return the numbers of the trials that have a folder in their study's."""
-    try:
-        with _opened(study_folder) as (files, path):
+    """Return the numbers of the trials that have a folder in their study's. Raises StorageError where it is away."""
+    with _told_of(study_folder) as (files, path):
+        try:
             found = [str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False)]
-    except FileNotFoundError:
-        return []
+        except FileNotFoundError:
+            return []
     matches = (re.fullmatch(r"trial-([0-9]{5,})", name) for name in found)
     return sorted(int(match[1]) for match in matches if match is not None)
 
@@ -221,13 +238,13 @@ def remove(folder: str) -> None:
 
 
 @contextmanager
-def _reading(file: str) -> Iterator[tuple[AbstractFileSystem, str]]:
-    """Do as `_opened`; what cannot be read is a StorageError."""
+def _told_of(url: str, place: str | None = None) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """Do as `_opened`; what the file system refuses is a StorageError. place: for its message, if not the URL."""
     try:
-        with _opened(file) as opened:
+        with _opened(url) as opened:
             yield opened
     except OSError as error:
-        raise StorageError(f"{file}: {error.strerror or error}") from error
+        raise StorageError(f"{place or url}: {error.strerror or error}") from error
 
 
 @contextmanager

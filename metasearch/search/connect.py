@@ -1,14 +1,18 @@
-"""Joining a Ray cluster at an address: whether it answers and takes our token is asked first, in a process of its own.
+"""What goes before `ray.init`: whether a cluster answers and takes our token, and what a Ray of our own listens on.
 
-Asked by `ray.init` itself, a refused token takes 20 s and as many lines, and a server that is not there for ever.
+A cluster is asked in a process of its own: asked by `ray.init` itself, a refused token takes 20 s and as many lines,
+and a server that is not there for ever.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from metasearch.errors import MetasearchError
@@ -20,6 +24,27 @@ TOKEN_REMEDY = (
 )
 REFUSED, NOT_THERE = "InvalidAuthToken", "Failed to connect to GCS"
 """What Ray's own check writes; it goes on asking."""
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let a Ray that is started within the block listen on 127.0.0.1 alone: on others, any machine could run code.
+
+    `ray.init` refuses that address. Ray (2.60) takes it where a switch for other systems is off: its processes read it
+    in their environment, this one has read it already.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    in_environment, here = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = here
+        os.environ.pop(name)
+        if in_environment is not None:
+            os.environ[name] = in_environment
 
 
 def check_reachable(address: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +26,8 @@ COMPARED = (
     "initial",
     "early_stopping",
     "warm_start_asked",
+    "trial_timeout_s",
+    "latency",
 )
 """Fields of a description that make a study another one. What `auto` finds to start from differs from day to day."""
 DIGITS = 12
@@ -43,7 +47,7 @@ def differences(old: StudyDescription, new: StudyDescription) -> list[str]:
 
 
 def queued_first(study: Study) -> list[Config]:
-    """Return the configurations that a study was to run first, as they were given."""
+    """Return the configurations that a study has queued to run first, as they were given."""
     trials = study.get_trials(deepcopy=False)
     return [trial.system_attrs[QUEUED] for trial in trials if QUEUED in trial.system_attrs]
 
@@ -65,8 +69,14 @@ def _flat(field: str, value: Any) -> dict[str, Any]:
 
 
 def _content(entry: Any) -> Any:
-    """Return what makes a value of a mapping another one: of a KeptFile what it holds, wherever it lies."""
-    return entry["digest"][:DIGITS] if isinstance(entry, Mapping) and "digest" in entry else entry
+    """Return what makes a value of a mapping another one: of a KeptFile what it holds, wherever it lies.
+
+    A mapping without a digest, such as the fit of a latency model, gets one here.
+    """
+    if not isinstance(entry, Mapping):
+        return entry
+    digest = entry.get("digest") or hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    return digest[:DIGITS]
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,9 @@ import optuna
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 
+from metasearch.errors import StorageError
 from metasearch.folders import artefact_folder, cache_folder
+from metasearch.search.artefacts import check_writable
 from metasearch.search.store import DESCRIPTION, shown_url
 
 OWNER_FILE = "storage"
@@ -18,10 +20,18 @@ OWNER_FILE = "storage"
 
 
 def claim(folder: str, storage: RDBStorage) -> None:
-    """Write into a study's artefact folder which storage it belongs to; a folder at a URL is never collected."""
-    if "://" not in folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / OWNER_FILE).write_text(_identity(storage) + "\n", encoding="utf-8")
+    """Write into a study's artefact folder which storage it belongs to; a folder at a URL is never collected.
+
+    Raises StorageError unless the folder can be made and written to.
+    """
+    check_writable(folder)
+    if "://" in folder:
+        return
+    file = Path(folder) / OWNER_FILE
+    try:
+        file.write_text(_identity(storage) + "\n", encoding="utf-8")
+    except OSError as error:  # another user's, perhaps
+        raise StorageError(f"{file}: {error.strerror or error}") from error
 
 
 def collect(storage: RDBStorage, *, remove: bool) -> Iterator[tuple[Path, int]]:

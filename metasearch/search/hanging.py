@@ -9,12 +9,16 @@ from __future__ import annotations
 import faulthandler
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+MACHINE_S = 7200.0
+"""What takes longer hangs: preparing a large task takes minutes, a folder that is full or away some more."""
 ANSWER_S = 10.0
 """A node that has not answered by then has gone, with what its processes left there."""
 
@@ -43,6 +47,19 @@ class HangTimer:
         disarm()
         self._file.close()
         Path(self.path).unlink(missing_ok=True)
+
+
+@contextmanager
+def machines_turn() -> Iterator[None]:
+    """Give the machine MACHINE_S for the block, a shared folder that hangs for instance, instead of the trial its time.
+
+    No word of it is left: the trial is lost, and run again.
+    """
+    faulthandler.dump_traceback_later(MACHINE_S, exit=True, file=2)  # sys.stderr may be no file of the system's
+    try:
+        yield
+    finally:
+        disarm()
 
 
 def disarm() -> None:

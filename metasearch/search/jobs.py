@@ -20,12 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.search.connect import TOKEN_REMEDY
 from metasearch.search.patience import Patience
 
+T = TypeVar("T")
 TIMEOUT_S = 30.0
 POLL_S = 1.5
 LOG_RATE = 50_000.0
@@ -62,7 +64,7 @@ class JobServer:
     """
 
     def __init__(self, url: str) -> None:
-        if not re.fullmatch(r"https?://[^/@?#]+/?", url):
+        if not re.fullmatch(r"https?://[^/@?#]+/?", url) or not _has_host(url):
             raise InputError("--submit", "must be the URL of a Ray dashboard, such as http://HEAD:8265", url)
         self.url = url.rstrip("/")
         self._token = token()
@@ -76,17 +78,13 @@ class JobServer:
         environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
         if files:
             environment["working_dir"] = self._upload(files)
-        self._ask(
-            "POST",
-            "/api/jobs/",
-            {
-                "entrypoint": command_text(arguments),
-                "submission_id": job,
-                "metadata": {STUDY: study},
-                "runtime_env": environment,
-            },
-        )
-        return job
+        asked = {
+            "entrypoint": command_text(arguments),
+            "submission_id": job,
+            "metadata": {STUDY: study},
+            "runtime_env": environment,
+        }
+        return self._told("POST", "/api/jobs/", lambda answer: str(answer["submission_id"]), asked)
 
     def _upload(self, files: Mapping[str, bytes]) -> str:
         """Put the files into the cluster's memory, as a package that Ray unpacks for the job; return its URI."""
@@ -100,12 +98,15 @@ class JobServer:
 
     def job(self, job: str) -> Job:
         """Return where a job stands."""
-        return _job_of(json.loads(self._ask("GET", f"/api/jobs/{job}")))
+        return self._told("GET", f"/api/jobs/{job}", _job_of)
 
     def jobs(self) -> list[Job]:
         """Return all jobs of ours that the cluster remembers, the last first."""
-        listed = json.loads(self._ask("GET", "/api/jobs/"))
-        ours = [_job_of(each) for each in listed if STUDY in (each.get("metadata") or {})]
+        ours = self._told(
+            "GET",
+            "/api/jobs/",
+            lambda listed: [_job_of(each) for each in listed if STUDY in (each.get("metadata") or {})],
+        )
         return sorted(ours, key=lambda job: job.started or 0.0, reverse=True)
 
     def job_of(self, study: str) -> Job:
@@ -119,7 +120,7 @@ class JobServer:
 
     def logs(self, job: str) -> str:
         """Return what a job has written so far."""
-        return str(json.loads(self._ask("GET", f"/api/jobs/{job}/logs"))["logs"])
+        return self._told("GET", f"/api/jobs/{job}/logs", lambda answer: str(answer["logs"]))
 
     def follow(self, job: str, *, write: Callable[[str], None], tell: Callable[[str], None]) -> Job:
         """Write what a job writes, as it comes; return it once it has ended. tell: hears of a server that is away.
@@ -142,7 +143,15 @@ class JobServer:
 
     def stop(self, job: str) -> bool:
         """Ask a job to stop in good order; return whether it was running."""
-        return bool(json.loads(self._ask("POST", f"/api/jobs/{job}/stop"))["stopped"])
+        return self._told("POST", f"/api/jobs/{job}/stop", lambda answer: bool(answer["stopped"]))
+
+    def _told(self, method: str, path: str, read: Callable[[Any], T], body: Mapping[str, Any] | None = None) -> T:
+        """Return what is read from an answer in JSON."""
+        answer = self._ask(method, path, body)
+        try:
+            return read(json.loads(answer))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # of JSON, or of another shape
+            raise MetasearchError(f"job server {self.url}: does not answer as a Ray dashboard") from error
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | bytes | None = None) -> bytes:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -165,6 +174,15 @@ class JobServer:
             raise MetasearchError(f"job server {self.url}: no answer ({cause}); {next_step}") from error
 
 
+def _has_host(url: str) -> bool:
+    """Whether a connection can be tried: a host that has a name in the DNS's letters, and a port that is a number."""
+    try:
+        host, _ = urlsplit(url).hostname, urlsplit(url).port
+        return bool(host and host.encode("idna"))
+    except ValueError:  # UnicodeError is one
+        return False
+
+
 def _may_pass(error: BaseException) -> bool:
     """Whether a request failed for a reason that may pass: no answer, or the server's own fault."""
     cause = error.__cause__
@@ -183,20 +201,22 @@ def command_text(arguments: Sequence[str]) -> str:
 def token() -> str | None:
     """Return the token that Ray would use here: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token; None.
 
-    Raises InputError where the file of RAY_AUTH_TOKEN_PATH cannot be read.
+    Raises InputError where the file of RAY_AUTH_TOKEN_PATH cannot be read, and for what no header can hold.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
-    if text := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return text
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except OSError as error:
-        if named:
-            raise InputError("RAY_AUTH_TOKEN_PATH", f"cannot be read ({error.strerror})", named) from error
-        return None
+    place, text = "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if not text:
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+        try:
+            place, text = str(path), path.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            if named:
+                raise InputError("RAY_AUTH_TOKEN_PATH", f"cannot be read ({error.strerror})", named) from error
+    if not (text.isascii() and text.isprintable()):
+        raise InputError(place, "must hold a token in printable ASCII")  # not shown
+    return text or None
 
 
 def _job_of(raw: Mapping[str, Any]) -> Job:

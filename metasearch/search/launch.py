@@ -19,9 +19,10 @@ from metasearch.errors import InputError, MetasearchError, StorageError
 from metasearch.features import task_features
 from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.artefacts import check_writable, fetch, fetch_all, joined, kept_files, trial_folder
+from metasearch.search.artefacts import fetch, fetch_all, joined, kept_files, trial_folder
 from metasearch.search.benchmarks import latency_of
 from metasearch.search.controls import choose, companion, propose_control
+from metasearch.search.differences import queued_first
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.foreknown import Foreknown, foreknown
 from metasearch.search.garbage import claim
@@ -31,12 +32,12 @@ from metasearch.search.nodes import Reach, check_nodes
 from metasearch.search.objectives import Constraint
 from metasearch.search.patience import Patience
 from metasearch.search.pipeline_worker import PipelineWorker, run_request
-from metasearch.search.placement import memory_share
+from metasearch.search.placement import check_fits_here, memory_share
 from metasearch.search.possible import feature_losses, needs_network, needs_views, possible_with_teacher
 from metasearch.search.priors import load_warm_start
 from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
-from metasearch.search.searcher import GPU_HOURS_USED, Limits
+from metasearch.search.searcher import Limits
 from metasearch.search.space import Space
 from metasearch.search.starts import possible_with_files
 from metasearch.search.stopping import StopFlag, stopping_on_signals
@@ -100,7 +101,8 @@ def run_study(
             raise InputError(f"study {name}", rule, "; ".join(different))
         if description.gpu_hours is not None and not resources.gpus:
             raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
-        check_writable(description.artefacts)
+        if resources.address is None:
+            check_fits_here(resources.gpus)
         stop = StopFlag()
         heard = watcher or Watcher()
         lease = Lease(study, on_stop=stop.set, tell=heard.stage)
@@ -110,6 +112,8 @@ def run_study(
                 description = replace(description, trials=trials)
                 study.set_user_attr(DESCRIPTION, asdict(description))
             claim(joined(description.artefacts, name), storage)
+            for config in description.enqueue[len(queued_first(study)) :]:  # all, or what a dead driver left of them
+                study.enqueue_trial(config)
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 return _Search(storage, study, description, resources, heard, stop).run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
@@ -190,7 +194,7 @@ class _Search:
             versions={} if self.resources.address is None else versions_here(),
             latency_model=None if latency is None else latency.model,
         )
-        timer = Timer(d.timeout_s, self.stop.set, [TIME_USED]) if d.timeout_s is not None else None
+        timer = Timer(d.timeout_s, self.stop.end_trials, [TIME_USED]) if d.timeout_s is not None else None
         if timer is not None:
             timer.daemon = True
             timer.start()
@@ -199,8 +203,7 @@ class _Search:
             self._drive(ledger, prepare, "search", gpu_hours=d.gpu_hours)
             if timer is not None:
                 timer.cancel()
-            if self.stop.reason in {TIME_USED, GPU_HOURS_USED}:
-                self.stop.clear()  # the search is over; what it found is still measured
+            self.stop.trials_are_over()
             complete = ledger.states["COMPLETE"] > 0
             if final and complete and not self.stop.is_set():
                 self._final_runs(ledger, task, prepare)

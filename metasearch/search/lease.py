@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.study import Study
 from sqlalchemy import Engine, text
 
-from metasearch.errors import StorageError
+from metasearch.errors import NotFoundError, StorageError
 from metasearch.search.names import LEASE, STOP
 
 RENEW_S = 5.0
@@ -37,8 +37,8 @@ _held: set[str] = set()
 class Lease:
     """Holds a study for this process until `release`; a thread renews it and watches for a request to stop.
 
-    on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost. tell:
-    hears what is waited for.
+    on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost, or
+    cannot be renewed. tell: hears what is waited for.
     """
 
     def __init__(
@@ -119,6 +119,12 @@ class Lease:
             )
 
     def _renew(self) -> None:
+        try:
+            self._renew_until_done()
+        except Exception as error:  # of whatever type: without the thread nobody would hear of it
+            self._on_stop(f"the lease cannot be renewed: {type(error).__name__}: {error}")
+
+    def _renew_until_done(self) -> None:
         told = False
         failing_since: float | None = None
         while not self._done.wait(RENEW_S):
@@ -174,9 +180,20 @@ class Lease:
 
 
 def holder_of(study: Study) -> dict[str, Any] | None:
-    """Return who drives the study now (host, pid, time), or None."""
+    """Return who drives the study now (host, pid, time), as far as one look and the clocks tell, or None."""
     holder = study.user_attrs.get(LEASE)
     return holder if holder is not None and alive(holder) else None
+
+
+def ask_to_stop(study: Study) -> None:
+    """Ask the study's driver to stop. Raises NotFoundError where none can be running.
+
+    One on another machine may be, whatever its clock says; the next driver forgets what no other has heard.
+    """
+    holder = study.user_attrs.get(LEASE)
+    if holder is None or (_is_here(holder) and not alive(holder)):
+        raise NotFoundError(f"study {study.study_name}: no driver is running")
+    study.set_user_attr(STOP, True)
 
 
 def _read(engine: Engine, study_id: int, key: str) -> str | None:

@@ -53,7 +53,7 @@ def storage_url(flag: str | None = None) -> str:
 
     try:
         url = make_url(text)
-    except sqlalchemy.exc.ArgumentError as error:
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # the latter of a port that is no number
         raise InputError(place, "must be a URL such as sqlite:///studies.db or postgresql://host/name") from error
     secret = url.password is not None or "password" in url.query
     if flag and secret:

@@ -197,5 +197,7 @@ def check_nodes(reach: Reach, *, cpus: float, gpus: float, tell: Callable[[str],
         raise MetasearchError(f"{'; '.join(lines)}; `metasearch doctor --address` shows all")
     fitting = slots(ray.nodes(), cpus=cpus, gpus=gpus)
     tell(f"{len(reports)} nodes of one version, {fitting} trials at once")
+    if not fitting:
+        tell(f"none fits now: the search waits for a node with {cpus:g} CPUs and {gpus:g} GPUs")
     if line := memory_line([device for report in reports for device in report.devices], gpus):
         tell(line)

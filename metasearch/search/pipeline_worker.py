@@ -15,7 +15,7 @@ from metasearch.latency.model import LatencyModel
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import KeptFile, fetch_all, publish
-from metasearch.search.hanging import disarm
+from metasearch.search.hanging import machines_turn
 from metasearch.search.versions import check_versions
 from metasearch.search.worker import TrialRequest
 from metasearch.tasks import Task, TaskSource, load_task
@@ -127,5 +127,5 @@ def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport,
         )
         if request.folder is None:
             return result
-        disarm()  # a shared folder that is full or away for some seconds is the machine's fault, not the trial's
-        return replace(result, artefacts=publish(Path(made), request.folder))
+        with machines_turn():  # a shared folder that is full or away for some seconds is no fault of the trial's
+            return replace(result, artefacts=publish(Path(made), request.folder))

@@ -5,8 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from metasearch.errors import InputError
+
 GRAIN = 10_000
 """Ray counts resources in ten-thousandths; as whole numbers 1 holds 0.1 ten times."""
+
+
+def check_share(gpus: float) -> None:
+    """Raise InputError for GPUs that Ray gives no trial: it divides one device, and several come whole."""
+    if not (gpus == 0 or 1 / GRAIN <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer())):
+        rule = f"must be 0, a share from {1 / GRAIN:g} to 1, or a whole number"
+        raise InputError("--gpus-per-trial", rule, gpus)
+
+
+def check_fits_here(gpus: float) -> None:
+    """Raise InputError where no trial of so many GPUs would ever run on this machine."""
+    if gpus:
+        import torch
+
+        if gpus > (devices := torch.cuda.device_count()):
+            raise InputError("--gpus-per-trial", f"no trial fits this machine's GPUs: there are {devices}", gpus)
 
 
 def slots(nodes: Iterable[Mapping[str, Any]], *, cpus: float, gpus: float = 0.0) -> int:

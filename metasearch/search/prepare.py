@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -118,15 +118,16 @@ def prepare_study(
         warm_start=warm_start,
         latency=latency,
     )
-    name = options.name or _free_name(storage, f"{inputs.task.name}-{asked.name}")
-    if study_exists(storage, name):
-        _refuse_existing(storage, name, description, options.enqueue)
-    if create:
-        with storage_errors(str(storage.url)):
-            study = create_study(storage, name, description)
-            for config in options.enqueue:
-                study.enqueue_trial(config)
-    return description, name
+    stem = f"{inputs.task.name}-{asked.name}"
+    if options.name and study_exists(storage, options.name):
+        _refuse_existing(storage, options.name, description)
+    if not create:
+        return description, options.name or _free_name(storage, stem)
+    with storage_errors(str(storage.url)):
+        if not options.name:
+            return description, _create_by_free_name(storage, stem, description)
+        create_study(storage, options.name, description)
+    return description, options.name
 
 
 def _goals(options: Options) -> tuple[list[str], list[str]]:
@@ -202,16 +203,18 @@ def _description(
         initial={init: asdict(file) for init, file in inputs.initial.items()},
         source=None if inputs.joint is None else asdict(inputs.joint),
         latency=None if latency is None else asdict(latency),
+        enqueue=list(options.enqueue),
     )
 
 
-def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription, enqueue: Sequence[Config]) -> None:
+def _refuse_existing(storage: RDBStorage, name: str, asked: StudyDescription) -> None:
     """Raise InputError for a study that exists, with what it searches otherwise than what is asked."""
     study = load_study(storage, name)
     if DESCRIPTION not in study.user_attrs:
         raise name_taken(name)
-    old = StudyDescription(**study.user_attrs[DESCRIPTION])
-    raise name_taken(name, [*differences(old, asked), *queue_differences(queued_first(study), enqueue)])
+    old = StudyDescription.of(name, study.user_attrs[DESCRIPTION])
+    queue = queue_differences(old.enqueue or queued_first(study), asked.enqueue)
+    raise name_taken(name, [*differences(old, asked), *queue])
 
 
 def _latency(
@@ -268,6 +271,19 @@ def _free_name(storage: RDBStorage, stem: str) -> str:
     while study_exists(storage, f"{stem}-{number}"):
         number += 1
     return f"{stem}-{number}"
+
+
+def _create_by_free_name(storage: RDBStorage, stem: str, description: StudyDescription) -> str:
+    """Create a study by the first free name of the stem and return it; another launch may be as fast to take one."""
+    while True:
+        name = _free_name(storage, stem)
+        try:
+            create_study(storage, name, description)
+        except InputError:
+            if not study_exists(storage, name):
+                raise
+        else:
+            return name
 
 
 def _commit() -> str:

@@ -22,9 +22,9 @@ from ray.air.execution._internal import actor_manager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from metasearch.errors import MetasearchError
-from metasearch.search.connect import check_reachable
+from metasearch.search.connect import check_reachable, on_loopback
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
-from metasearch.search.placement import slots
+from metasearch.search.placement import check_share, slots
 from metasearch.search.searcher import UNLIMITED, FlagStopper, LedgerSearcher, Limits, Progress, StopByLedger
 from metasearch.search.stopping import StopFlag
 from metasearch.search.worker import REPORT_EVERY_S, Evaluate, TrialWorker
@@ -35,13 +35,16 @@ class Resources:
     """What the trials of a search may use. workers: most at once, None for as many as fit.
 
     threads: of torch, in each worker; a trial takes as many CPUs. gpus: of each trial, fractions share a device.
-    address: of a Ray cluster; None starts Ray on this machine.
+    address: of a Ray cluster; None starts Ray on this machine. Raises InputError for `gpus` that Ray does not know.
     """
 
     workers: int | None = None
     threads: int = 1
     gpus: float = 0.0
     address: str | None = None
+
+    def __post_init__(self) -> None:
+        check_share(self.gpus)
 
 
 @contextlib.contextmanager
@@ -56,7 +59,8 @@ def ray_running(resources: Resources) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     logs: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if resources.address is None:
-        ray.init(include_dashboard=False, num_cpus=_local_cpus(resources), **logs)
+        with on_loopback():  # "local": else RAY_ADDRESS, or the last `ray start` on this machine, would be joined
+            ray.init(address="local", include_dashboard=False, num_cpus=_local_cpus(resources), **logs)
     else:
         check_reachable(resources.address)
         try:

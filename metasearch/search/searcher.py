@@ -163,7 +163,7 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
         """End the search where the study's trials, those of earlier drivers too, have used its GPU-hours."""
         hours = self._limits.gpu_hours
         if hours is not None and self._ledger.gpu_seconds >= 3600 * hours:
-            self._stop.set(GPU_HOURS_USED)
+            self._stop.end_trials(GPU_HOURS_USED)
 
     def gpu_seconds_of_running(self) -> dict[int, float]:
         """Return the GPU time of the trials that have begun and not ended, by their numbers."""
@@ -202,6 +202,8 @@ class StopByLedger(_NotSaved, FIFOScheduler):  # type: ignore[misc]  # ray has n
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Hand the cause on: Tune tells a searcher only that there was an error, and its callbacks too late."""
+        if trial.error_file is None:  # nothing was written of it
+            return
         with open(trial.error_file, encoding="utf-8") as file:  # a line that numbers the failure, then the error
             cause = " ".join(file.read().partition("\n")[2].split())
         self._searcher.note_cause(trial.trial_id, cause[:500])

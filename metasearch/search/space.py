@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,7 +35,7 @@ from metasearch.resources import preset_names, resource_folder
 from metasearch.search.objectives import Constraint, Objective, parse_objectives
 from metasearch.search.settings import Setting
 from metasearch.search.space_reader import read_settings
-from metasearch.search.strict_yaml import load_yaml
+from metasearch.search.strict_yaml import load_yaml, read_text
 from metasearch.spelling import hint
 
 TOP_LEVEL_KEYS = ("name", "objectives", "constraints", "policies", "parameters")
@@ -221,16 +222,10 @@ def load_space(name_or_path: str) -> Space:
             (resource_folder("search_spaces") / f"{name_or_path}.yaml").read_text(encoding="utf-8"),
             place=f"search_spaces/{name_or_path}.yaml",
         )
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise NotFoundError(f"{name_or_path}: is neither a file nor a preset {hint(path.stem, preset_names())}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(name_or_path, "must be text in UTF-8") from error
-    except OSError as error:
-        raise NotFoundError(f"{name_or_path}: cannot be read: {error.strerror}") from error
-    return parse_space(text, place=name_or_path)
+    if not os.path.isfile(name_or_path):  # not Path's: it raises for a name that is too long
+        meant = hint(Path(name_or_path).stem, preset_names())
+        raise NotFoundError(f"{name_or_path}: is neither a file nor a preset {meant}")
+    return parse_space(read_text(name_or_path), place=name_or_path)
 
 
 def _texts(raw: object, place: str) -> list[str]:

@@ -7,9 +7,9 @@ import re
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
 from metasearch.errors import InputError, NotFoundError, StorageError
+from metasearch.records import Config
 from metasearch.search.names import (
     BUSY_TIMEOUT_S,
     CONTROLS,
@@ -81,7 +82,8 @@ class StudyDescription:
     priors that the search starts from; warm_start_asked: the text that chose them. initial: the fields of a KeptFile
     (of older studies: a path), by the `student.init` that starts from it. source: the fields of the TaskSource of a
     joint training. features: of the task with its teacher, once the driver has that. latency: the
-    fields of a KnownLatency, with which trials predict their `latency_ms`.
+    fields of a KnownLatency, with which trials predict their `latency_ms`. enqueue: the configurations to run first,
+    which the driver queues (of older studies: none, they have their queue already).
     """
 
     task: dict[str, Any]
@@ -109,6 +111,18 @@ class StudyDescription:
     initial: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
+    enqueue: list[Config] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, name: str, described: Mapping[str, Any]) -> StudyDescription:
+        """Return the description that the study of this name keeps. Raises InputError for one of other fields."""
+        required = {each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING}
+        odd = (described.keys() - {each.name for each in fields(cls)}) | (required - described.keys())
+        if odd:
+            version = described.get("versions", {}).get("metasearch", "another version")
+            rule = f"is described as metasearch {version} does, not as this one"
+            raise InputError(f"study {name}", rule, ", ".join(sorted(odd)))
+        return cls(**described)
 
     def parsed_space(self) -> Space:
         """Return the search space as it was when the study was made."""
@@ -269,8 +283,9 @@ def description_of(study: Study) -> StudyDescription:
     if PRIOR in attributes:
         raise InputError(f"study {study.study_name}", "is an imported prior, without trials; see `metasearch priors`")
     if described is None:
-        raise InputError(f"study {study.study_name}", "was not made by metasearch: it has no description")
-    return StudyDescription(**described)
+        rule = "was not made by metasearch, or not to its end: it has no description; `metasearch delete` removes it"
+        raise InputError(f"study {study.study_name}", rule)
+    return StudyDescription.of(study.study_name, described)
 
 
 def is_finished(trial: FrozenTrial) -> bool:

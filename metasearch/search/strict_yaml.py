@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metasearch.errors import InputError
+from metasearch.errors import InputError, NotFoundError
 
 FLOAT_OF_YAML_1_2 = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+", re.ASCII)
 TEXT_TAG, FLOAT_TAG, MERGE_TAG = (f"tag:yaml.org,2002:{name}" for name in ("str", "float", "merge"))
+
+
+def read_text(path: str) -> str:
+    """Return what a file holds. Raises NotFoundError, and InputError for one that is no text in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such file") from error
+    except OSError as error:
+        raise NotFoundError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(path, "must be text in UTF-8") from error
 
 
 def load_yaml(text: str, *, place: str) -> Any:

@@ -19,7 +19,7 @@ from ray import tune
 
 from metasearch.errors import MetasearchError, TrialFailure
 from metasearch.records import Config, EpochReport, TrialResult
-from metasearch.search.hanging import HangTimer, Watch, disarm
+from metasearch.search.hanging import HangTimer, Watch, disarm, machines_turn
 from metasearch.search.store import LOST
 
 Evaluate = Callable[["TrialRequest", Any], Generator[EpochReport, None, TrialResult]]
@@ -110,9 +110,12 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         """Begin the trial, its clock too, once what trials share is there; return why that could not be opened."""
         if self._prepare is not None:
             try:
-                self._shared = self._prepare()
-            except Exception as error:  # whatever it is, no configuration did it; the next trial tries again
+                with machines_turn():
+                    self._shared = self._prepare()
+            except (MetasearchError, OSError) as error:  # no configuration did it; the next trial tries again
                 return {"reason": LOST, "message": f"{type(error).__name__}: {error}"}
+            except Exception as error:  # nor this, but it may be a fault of the code
+                return {"reason": LOST, "message": _with_traceback(error)}
             self._prepare = None
         self._started = time.time()
         self._steps = self._evaluate(self._request, self._shared)
@@ -141,8 +144,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         except (
             Exception
         ) as error:  # a fault in a trial's code: recorded with its traceback, told at the end, not retried
-            message = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-            return self._outcome(None, {"reason": "error", "message": message})
+            return self._outcome(None, {"reason": "error", "message": _with_traceback(error)})
         return None
 
     def _advance(self) -> EpochReport:
@@ -172,3 +174,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             "seed": self._request.seed,
         }
         return TrialOutcome(result, failure, worker)
+
+
+def _with_traceback(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"

@@ -24,15 +24,11 @@ from metasearch.bundle.predict import open_session
 from metasearch.bundle.runtime import Classifier, check_model, open_content
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.functions import first_line
+from metasearch.search.connect import on_loopback
 from metasearch.serving.answers import Answer, answer_bodies
 from metasearch.serving.batching import BATCHES_A_REPLICA, MOST_BATCH_BYTES, NoAnswerError, Predict
 
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
-    # its name is of other systems, its effect here is that Ray's node has the address 127.0.0.1, which ray.init refuses
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(frozen=True)
@@ -140,15 +136,16 @@ def serve_running(*, number: int, most_bytes: int) -> Iterator[None]:
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         in_flight = number * BATCHES_A_REPLICA * max(MOST_BATCH_BYTES, most_bytes)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=1,
-            object_store_memory=max(100 * 10**6, 2 * in_flight),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=folder,
-        )
+        with on_loopback():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=1,
+                object_store_memory=max(100 * 10**6, 2 * in_flight),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+            )
         try:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
             yield

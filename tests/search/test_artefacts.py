@@ -145,11 +145,11 @@ def test_what_a_remote_file_system_raises_of_its_own_is_waited_for_as_any_error_
     assert len(attempts) == 3
     with pytest.raises(StorageError, match=r"must be writable: PayloadError: response is not completed$"):
         check_writable(folder)
-    for call in (trial_numbers, is_there):
-        with pytest.raises(OSError, match="PayloadError"):
+    with pytest.raises(OSError, match="PayloadError"):
+        is_there(folder)
+    for call in (trial_numbers, partial(fetch, digest="0" * 64)):
+        with pytest.raises(StorageError, match=r"^memory://bucket/failing: PayloadError: response is not completed$"):
             call(folder)
-    with pytest.raises(StorageError, match=r"^memory://bucket/failing: PayloadError: response is not completed$"):
-        fetch(folder, "0" * 64)
     remove(folder)
 
 
@@ -206,6 +206,11 @@ def test_a_folder_is_kept_as_an_absolute_path_and_a_url_as_it_is(
     ("text", "rule"),
     [
         ("nowhere://x", "must be a path or a URL that fsspec opens: .*nowhere"),
+        ("reference://x", "must be a path or a URL that fsspec opens: .*missing"),
+        ("dir://x", "must be a path or a URL that fsspec opens"),
+        ("http://user:canary@[::1/x", "must be a path or a URL: Invalid IPv6"),
+        ("~nosuchuser/x", "must be a path of a user that there is"),
+        ("a\0b", "must be a path or a URL"),
         ("s3://key:canary@bucket/a", "must hold no secret"),
     ],
 )
@@ -214,6 +219,13 @@ def test_a_url_that_cannot_be_used_is_refused_in_a_line(text: str, rule: str) ->
         location(text)
     assert "canary" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_does_not_answer_and_a_file_system_that_is_only_read_are_no_places_for_artefacts() -> None:
+    with pytest.raises(StorageError, match=r"^ftp://127\.0\.0\.1:1/x: Connection refused$"):
+        location("ftp://127.0.0.1:1/x")
+    with pytest.raises(StorageError, match=r"^artefact folder data://x: must be writable: Read only"):
+        check_writable(location("data://x"))
 
 
 def test_a_copy_from_elsewhere_is_made_once(root: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import RDBStorage
+from optuna.study import Study
 
 from metasearch.errors import InputError
 from metasearch.records import Config
-from metasearch.search.differences import differences
-from metasearch.search.launch import run_study
+from metasearch.search import launch, prepare
+from metasearch.search.differences import differences, queued_first
+from metasearch.search.launch import Outcome, run_study
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import load_space, parse_space
-from metasearch.search.store import create_study
+from metasearch.search.store import StudyDescription, create_study, load_study, study_names
 from metasearch.tasks import TaskSource
 from tests.fakes import describe, new_storage
 
@@ -53,13 +56,53 @@ def test_a_launch_by_the_name_of_another_study_is_refused_with_what_differs(tmp_
         ({"early_stopping": True}, ["early_stopping False, now True"]),
         ({"warm_start_asked": "none"}, ["warm_start auto, now none"]),
         ({"warm_start": ["a study made since"]}, []),
+        ({"trial_timeout_s": 5.0}, ["trial_timeout_s none, now 5.0"]),
+        ({"latency": {"study": "s", "device": "pi", "fit": {"error": 0.1}}}, []),
+        (
+            {"latency": {"study": "s", "device": "phone", "fit": {"error": 0.2}}},
+            ["latency.device pi, now phone", "latency.fit 19e85bffd6f9, now ceec776c0cca"],
+        ),
     ],
 )
-def test_another_start_or_early_stopping_make_another_study(
+def test_another_start_limit_or_latency_makes_another_study(
     changes: dict[str, Any], difference: list[str], tmp_path: Path
 ) -> None:
-    old = describe(tmp_path, initial={"maml": {"place": "/a", "digest": "1" * 64}})
+    latency = {"study": "s", "device": "pi", "fit": {"error": 0.1}}
+    old = describe(tmp_path, initial={"maml": {"place": "/a", "digest": "1" * 64}}, latency=latency)
     assert differences(old, replace(old, **changes)) == difference
+
+
+@pytest.mark.usefixtures("nothing_built_in")
+def test_a_name_that_another_launch_takes_meanwhile_is_followed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+
+    def create(storage: RDBStorage, name: str, description: StudyDescription) -> Study:
+        if not study_names(storage):
+            create_study(storage, name, description)  # the other's
+        return create_study(storage, name, description)
+
+    monkeypatch.setattr(prepare, "create_study", create)
+    options = Options(TaskSource("digits"), load_space("quick"), 4, artefacts=str(tmp_path / "a"))
+    _, name = prepare_study(storage, options)
+    assert (name, study_names(storage)) == ("digits-quick-2", ["digits-quick-1", "digits-quick-2"])
+
+
+@pytest.mark.usefixtures("nothing_built_in")
+def test_a_driver_queues_what_is_missing_of_the_configurations_to_run_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    queue: tuple[Config, ...] = ({"student.width": 8}, {"student.width": 9}, {"student.width": 10})
+    options = Options(TaskSource("digits"), load_space("quick"), 4, "s", artefacts=str(tmp_path / "a"), enqueue=queue)
+    prepare_study(storage, options)
+    study = load_study(storage, "s")
+    study.enqueue_trial(queue[0])  # by a driver that died then
+    monkeypatch.setattr(launch._Search, "run", lambda self, *, final: Outcome(self.study))
+    for _ in range(2):
+        run_study(storage, "s", resources=Resources())
+        assert queued_first(study) == list(queue)
 
 
 @pytest.mark.usefixtures("nothing_built_in")

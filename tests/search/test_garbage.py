@@ -9,6 +9,7 @@ import optuna
 import pytest
 from optuna.storages import RDBStorage
 
+from metasearch.errors import StorageError
 from metasearch.search.garbage import claim, collect
 from metasearch.search.store import DESCRIPTION, StudyDescription
 from tests.fakes import new_storage
@@ -41,6 +42,14 @@ def test_the_folder_of_a_study_that_is_gone_is_removed_and_its_size_told(
     assert size > 5
     assert not gone.exists()
     assert (kept / "trial-00000" / "weights").exists()
+
+
+def test_what_stands_where_a_study_is_to_say_whose_it_is_is_told_in_a_line(storage: RDBStorage, tmp_path: Path) -> None:
+    (tmp_path / "s" / "storage").mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/s/storage: Is a directory$"):
+        claim(str(tmp_path / "s"), storage)
+    with pytest.raises(StorageError, match=r"studies\.db/s: must be writable"):
+        claim(str(tmp_path / "studies.db" / "s"), storage)
 
 
 def test_a_dry_run_removes_nothing(storage: RDBStorage, metasearch_home: Path) -> None:

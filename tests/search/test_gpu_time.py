@@ -140,12 +140,13 @@ def test_the_final_runs_are_made_in_full_although_the_search_has_used_its_budget
             metrics = {"val_accuracy": 0.5, "test_accuracy": 0.5, "macs": 640.0, "model_bytes": 100.0}
             books.tell_result(number, TrialResult(proposal.config, seed, metrics), attempt(7200))
             if limits.gpu_hours is not None:
-                stop.set(GPU_HOURS_USED)
+                stop.end_trials(GPU_HOURS_USED)
                 return
 
     monkeypatch.setattr(launch, "drive", drive)
     monkeypatch.setattr(launch, "ray_running", lambda resources: contextlib.nullcontext())
     monkeypatch.setattr(launch._Search, "_teacher", lambda *_: Teacher("none", seed=0, logits={}, metrics={}))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
     source, space = TaskSource("digits", max_train=100, augment="none"), parse_space(SPACE, place="space")
     options = Options(source, space, 4, "s", sampler="random", artefacts=str(tmp_path / "a"), gpu_hours=1.0)

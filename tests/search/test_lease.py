@@ -10,17 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.study import Study
 
-from metasearch.errors import StorageError
+from metasearch.errors import NotFoundError, StorageError
 from metasearch.search import lease as module
-from metasearch.search.lease import Lease, holder_of
+from metasearch.search.lease import Lease, ask_to_stop, holder_of
 from metasearch.search.names import LEASE
 from metasearch.search.store import STOP
+from tests.command_line import Run
 from tests.fakes import new_storage
 
 HOST = socket.gethostname()
@@ -44,6 +47,24 @@ def dead_process() -> int:
 
 def hold(study: Study, *, host: str = HOST, pid: int = 1, age_s: float = 0.0) -> None:
     study.set_user_attr(LEASE, {"host": host, "pid": pid, "token": "theirs", "time": time.time() - age_s})
+
+
+def stored(study: Study) -> dict[str, Any]:
+    """Return the lease that stands in the storage."""
+    held: dict[str, Any] = study.user_attrs[LEASE]
+    return held
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def wait_for_renewal(study: Study) -> None:
+    before = stored(study)["time"]
+    wait_for(lambda: stored(study)["time"] != before)
 
 
 def test_a_second_driver_is_refused_with_the_first_ones_process_and_what_to_do(study: Study) -> None:
@@ -70,6 +91,7 @@ def test_a_dead_process_on_this_host_loses_its_lease_at_once(study: Study) -> No
     assert holder_of(study) is None
     lease = Lease(study, on_stop=quiet)
     lease.acquire()
+    assert stored(study)["token"] == lease._identity["token"]
     lease.release()
 
 
@@ -163,6 +185,7 @@ def test_a_lease_that_is_given_back_between_the_look_and_the_take_over_is_taken(
 
     monkeypatch.setattr(module, "alive", dead)
     second.acquire()
+    assert stored(study)["token"] == second._identity["token"]
     second.release()
 
 
@@ -173,7 +196,7 @@ def test_a_renewal_whose_answer_was_lost_is_ours_all_the_same(study: Study, monk
     lease.acquire()
     renewed = {**lease._identity, "time": time.time() + 1}
     study.set_user_attr(LEASE, renewed)  # in the storage, though the driver still holds the text before
-    time.sleep(0.3)
+    wait_for_renewal(study)
     lease.release()
     assert heard == []
     assert holder_of(study) is None
@@ -206,8 +229,10 @@ def test_the_driver_hears_once_of_a_request_to_stop(study: Study, monkeypatch: p
     heard: list[str] = []
     lease = Lease(study, on_stop=heard.append)
     lease.acquire()
-    study.set_user_attr(STOP, True)
-    time.sleep(0.3)
+    ask_to_stop(study)
+    wait_for(lambda: heard)
+    for _ in range(2):
+        wait_for_renewal(study)
     lease.release()
     assert heard == ["stop requested"]
 
@@ -218,9 +243,47 @@ def test_an_old_request_to_stop_does_not_stop_the_next_driver(study: Study, monk
     heard: list[str] = []
     lease = Lease(study, on_stop=heard.append)
     lease.acquire()
-    time.sleep(0.15)
+    for _ in range(2):
+        wait_for_renewal(study)
     lease.release()
     assert heard == []
+
+
+def test_a_fault_of_the_thread_stops_the_driver_with_its_cause(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(held: str) -> bool:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    heard: list[str] = []
+    lease = Lease(study, on_stop=heard.append)
+    lease.acquire()
+    monkeypatch.setattr(lease, "_swap", faulty)
+    wait_for(lambda: heard)
+    lease.release()
+    assert heard == ["the lease cannot be renewed: RuntimeError: a fault"]
+
+
+def test_a_driver_of_another_host_is_asked_to_stop_whatever_its_clock_and_a_dead_one_here_is_not(study: Study) -> None:
+    with pytest.raises(NotFoundError, match=r"^study s: no driver is running$"):
+        ask_to_stop(study)
+    hold(study, pid=dead_process())
+    with pytest.raises(NotFoundError):
+        ask_to_stop(study)
+    assert STOP not in study.user_attrs
+    hold(study, host="elsewhere", age_s=3600)
+    ask_to_stop(study)
+    assert study.user_attrs[STOP]
+
+
+def test_a_study_is_not_deleted_under_a_driver_of_another_host_whatever_its_clock(
+    study: Study, tmp_path: Path, metasearch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(study, host="elsewhere", age_s=3600)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: hold(study, host="elsewhere", age_s=3600))
+        code, _, err = metasearch("delete", "s", "--yes", "--storage", f"sqlite:///{tmp_path / 'studies.db'}")
+    assert (code, "a driver is running (process 1 on elsewhere)" in err) == (5, True)
+    assert optuna.get_all_study_names(study._storage) == ["s"]
 
 
 def test_a_refused_driver_does_not_take_back_a_request_to_stop_the_first(study: Study) -> None:
@@ -239,10 +302,10 @@ def test_the_driver_hears_that_another_took_its_study(study: Study, monkeypatch:
     lease = Lease(study, on_stop=heard.append)
     lease.acquire()
     hold(study, host="elsewhere")
-    time.sleep(0.3)
+    wait_for(lambda: heard)
     lease.release()
     assert heard == ["another driver took the study"]
-    assert holder_of(study) is not None  # theirs stays
+    assert stored(study)["token"] == "theirs"
 
 
 def test_a_storage_that_stays_away_stops_the_driver_and_release_does_not_fail(

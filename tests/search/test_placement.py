@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasearch.search.placement import memory_line, memory_share, slots
+from metasearch.errors import InputError
+from metasearch.search.placement import check_fits_here, check_share, memory_line, memory_share, slots
+from metasearch.search.runner import Resources
 
 
 def node(cpus: int = 0, gpus: int = 0, *, alive: bool = True) -> dict[str, Any]:
@@ -53,6 +56,21 @@ def test_nodes_that_have_gone_and_heads_without_cpus_take_nothing() -> None:
 
 def test_with_gpus_asked_for_only_nodes_that_have_both_count() -> None:
     assert slots([node(8), node(2, 1), node(16, 2)], cpus=1, gpus=0.25) == 2 + 8
+
+
+@pytest.mark.parametrize("gpus", [-1.0, 1e-5, 1.5, math.inf, math.nan])
+def test_gpus_that_ray_cannot_give_are_refused(gpus: float) -> None:
+    with pytest.raises(InputError, match=r"must be 0, a share from 0\.0001 to 1, or a whole number"):
+        Resources(gpus=gpus)
+
+
+def test_more_gpus_than_this_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for gpus in (0.0, 1e-4, 0.25, 1.0, 2.0):
+        check_share(gpus)
+        check_fits_here(gpus)
+    with pytest.raises(InputError, match="no trial fits this machine's GPUs: there are 2, got 3"):
+        check_fits_here(3.0)
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(0.0, None), (0.25, 0.25), (1.0, None), (2.0, None)])

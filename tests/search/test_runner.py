@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ from metasearch.records import EpochReport, TrialResult
 from metasearch.search import pipeline_worker, store
 from metasearch.search import searcher as searcher_module
 from metasearch.search.early_stopping import SuccessiveHalving
-from metasearch.search.hanging import Watch
+from metasearch.search.hanging import MACHINE_S, Watch
 from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
 from metasearch.search.patience import Patience
 from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
-from metasearch.search.searcher import LedgerSearcher, Limits
+from metasearch.search.searcher import LedgerSearcher, Limits, StopByLedger
 from metasearch.search.stopping import StopFlag
 from metasearch.search.store import FAILURE, LEFT, LOSSES, RUN, is_finished, open_storage, storage_errors
 from metasearch.search.worker import TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
@@ -71,8 +72,10 @@ def prepared() -> None:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with ray_running(TWO):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "nowhere.invalid:1")
+        with ray_running(TWO):
+            yield
 
 
 @pytest.fixture
@@ -139,6 +142,29 @@ def test_what_a_trial_raises_is_its_outcome_with_a_reason(error: Exception, reas
     assert str(error).split(": ")[-1] in outcome.failure["message"]
 
 
+def test_a_fault_of_the_code_that_prepares_is_lost_with_its_traceback_and_a_missing_file_in_a_line() -> None:
+    def faulty() -> None:
+        raise TypeError("a fault")
+
+    def missing() -> None:
+        raise FileNotFoundError("the data set has gone")
+
+    for prepare, lines in ((faulty, True), (missing, False)):
+        failure = worker_of(evaluation(nothing), prepare).step()["outcome"].failure
+        assert failure["reason"] == "lost"
+        assert ("in faulty" in failure["message"]) == lines
+        assert ("\n" in failure["message"]) == lines
+
+
+def test_a_trial_of_which_tune_wrote_no_error_is_lost_all_the_same(study: Study) -> None:
+    searcher = LedgerSearcher(ledger(study, 1), at_once=lambda: 1, stop=StopFlag())
+    searcher.suggest("a")
+    StopByLedger(searcher).on_trial_error(None, SimpleNamespace(trial_id="a", error_file=None))
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.fault is None
+    assert study.trials[0].user_attrs[LOSSES] == 1
+
+
 def test_a_worker_says_where_when_and_with_which_seed_a_trial_ran() -> None:
     before = time.time()
     outcome = outcome_of(evaluation(nothing))
@@ -178,6 +204,18 @@ def test_a_pipeline_that_runs_out_of_memory_is_a_failure_of_its_configuration(
 
 
 # Drives
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_ray_of_our_own_listens_on_the_loopback_whatever_the_environment_says() -> None:
+    import ray  # not above: it reads what metasearch.search sets in the environment
+    from ray._private import ray_constants
+
+    assert os.environ["RAY_ADDRESS"]
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ  # a cluster joined later listens where it says
+    assert ray_constants.ENABLE_RAY_CLUSTER
 
 
 @pytest.mark.slow
@@ -353,7 +391,12 @@ def test_a_trial_past_its_time_limit_is_ended_between_two_epochs() -> None:
 def armed(monkeypatch: pytest.MonkeyPatch) -> set[float]:
     """The seconds that the process has been given, while its timer runs."""
     now: set[float] = set()
-    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **_: now.add(seconds))
+
+    def arm(seconds: float, **_: object) -> None:
+        now.clear()
+        now.add(seconds)
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", arm)
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", now.clear)
     return now
 
@@ -362,7 +405,7 @@ def test_the_timer_runs_in_a_trials_own_steps_alone(armed: set[float]) -> None:
     seen: list[bool] = []
 
     def see(*_: object) -> None:
-        seen.append(bool(armed))
+        seen.append(bool(armed - {MACHINE_S}))
 
     worker = worker_of(evaluation(see), lambda: see(), limit_s=60.0)
     for _ in range(2):
@@ -377,7 +420,14 @@ def test_the_timer_runs_in_a_trials_own_steps_alone(armed: set[float]) -> None:
     assert not armed
 
 
-def test_a_trial_is_published_without_a_time_limit(
+def test_a_machine_that_hangs_while_a_worker_is_prepared_ends_its_process(armed: set[float]) -> None:
+    worker = worker_of(evaluation(nothing), lambda: armed.copy())
+    worker.step()
+    assert worker._shared == {MACHINE_S}
+    assert not armed
+
+
+def test_a_trial_is_published_within_the_machines_time_not_its_own(
     armed: set[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def steps(*_: object, **__: object) -> Steps:
@@ -386,7 +436,7 @@ def test_a_trial_is_published_without_a_time_limit(
         return TrialResult({}, 0, {"val_accuracy": 0.5})
 
     def publish(made: Path, folder: str) -> dict[str, str]:
-        assert not armed
+        assert armed == {MACHINE_S}
         return {"made": folder}
 
     monkeypatch.setattr(pipeline_worker, "pipeline_steps", steps)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -80,7 +81,18 @@ def test_an_unreachable_server_is_a_storage_error_without_the_password(
     assert SECRET not in one_line(caught)
 
 
-@pytest.mark.parametrize("url", ["mysql://host/name", "redis://host", "studies.db", "sqlite:///a b:c@@://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://host/name",
+        "redis://host",
+        "studies.db",
+        "postgresql://h:abc/x",
+        "postgresql://[::1/x",
+        "//[::1/x",
+        "sqlite:///a b:c@@://",
+    ],
+)
 def test_a_url_of_another_kind_is_refused_in_one_line(url: str) -> None:
     if url.startswith("sqlite"):
         assert storage_url(url)  # odd, yet a path
@@ -247,6 +259,17 @@ def test_a_study_that_metasearch_did_not_make_is_refused(tmp_path: Path) -> None
     storage = open_storage(f"sqlite:///{tmp_path / 'studies.db'}", create=True)
     with pytest.raises(InputError, match="was not made by metasearch"):
         description_of(optuna.create_study(storage=storage, study_name="theirs"))
+
+
+@pytest.mark.parametrize("change", [{"of_a_newer_one": 1}, {"seed": None}])
+def test_a_study_that_another_metasearch_describes_otherwise_is_refused_with_its_version(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    kept = asdict(replace(DESCRIPTION, versions={"metasearch": "9.9"})) | change
+    described = {key: value for key, value in kept.items() if value is not None}
+    with pytest.raises(InputError, match=rf"^study s: is described as metasearch 9\.9 does.*'{next(iter(change))}'$"):
+        StudyDescription.of("s", described)
+    assert StudyDescription.of("s", json.loads(json.dumps(asdict(DESCRIPTION)))) == DESCRIPTION
 
 
 def test_finished_are_complete_and_pruned_trials_and_failures_of_their_own() -> None:
