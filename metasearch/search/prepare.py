@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,6 @@ from metasearch.search.artefacts import KeptFile, check_writable, fetch_all, loc
 from metasearch.search.benchmarks import KnownLatency, known_latency
 from metasearch.search.differences import differences, queue_differences, queued_first
 from metasearch.search.earlier import Decided, decided_space
-from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
 from metasearch.search.possible import needs_views, possible_with_teacher
 from metasearch.search.priors import WarmStart, choose_priors, prior_names
@@ -127,6 +127,16 @@ def prepare_study(
             for config in options.enqueue:
                 study.enqueue_trial(config)
     return description, name
+
+
+def check_distinct(configurations: Sequence[Config], place: str) -> None:
+    """Raise InputError for a configuration that is the same as an earlier one."""
+    seen: set[str] = set()
+    for position, config in enumerate(configurations):
+        key = json.dumps(config, sort_keys=True)
+        if key in seen:
+            raise InputError(f"{place}: [{position}]", "is the same as an earlier one")
+        seen.add(key)
 
 
 def _goals(options: Options) -> tuple[list[str], list[str]]:

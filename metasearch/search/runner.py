@@ -22,8 +22,9 @@ from ray.air.execution._internal import actor_manager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from metasearch.errors import MetasearchError
+from metasearch.search.attempts import RETRIES
 from metasearch.search.connect import check_reachable
-from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
+from metasearch.search.ledger import MOST_LOST, Ledger
 from metasearch.search.placement import slots
 from metasearch.search.searcher import UNLIMITED, FlagStopper, LedgerSearcher, Limits, Progress, StopByLedger
 from metasearch.search.stopping import StopFlag

@@ -14,7 +14,8 @@ from optuna.study import Study
 from metasearch.errors import InputError
 from metasearch.records import TrialResult
 from metasearch.search import launch
-from metasearch.search.ledger import RETRIES, Ledger, Proposal
+from metasearch.search.attempts import RETRIES
+from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.samplers import make_sampler

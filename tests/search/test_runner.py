@@ -26,9 +26,10 @@ from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search import pipeline_worker, store
 from metasearch.search import searcher as searcher_module
+from metasearch.search.attempts import RETRIES
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.hanging import Watch
-from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
+from metasearch.search.ledger import MOST_LOST, Ledger, Proposal, trial_seed
 from metasearch.search.patience import Patience
 from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
