@@ -68,11 +68,15 @@ class TrialWriter:
         leaving: by a driver that is to stop, which would else not wait, and waits LEAVE_S.
         """
 
+        storage = self._study._storage
+
         def write(again: bool) -> None:
             with written_together(self._study):
                 for trial_id, of_trial in attributes.items():
+                    if storage.get_trial(trial_id).state.is_finished():
+                        continue  # only the answer was lost when its end was written
                     for name, value in of_trial.items():
-                        self._study._storage.set_trial_user_attr(trial_id, name, value)
+                        storage.set_trial_user_attr(trial_id, name, value)
 
         patience = self._patience
         if leaving:

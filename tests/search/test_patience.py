@@ -167,6 +167,23 @@ def test_a_search_that_is_to_stop_still_writes_what_it_leaves_and_all_of_it_at_o
     assert len(written) == 1
 
 
+def test_a_trial_whose_end_was_written_without_an_answer_keeps_no_other_from_being_left(
+    faulty: tuple[Study, Faults],
+) -> None:
+    study, faults = faulty
+    books = Ledger(
+        study, propose, target=2, seed=1, objectives=("val_accuracy", "macs"), patience=Patience(give_up_s=0.0)
+    )
+    for _ in range(2):
+        books.ask()
+    faults.lost_answers = 1
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        books.tell_failure(0, "diverged", "nan", {})
+    books.leave_running()
+    ended, left = study.get_trials(deepcopy=False)
+    assert (ended.state, left.user_attrs) == (TrialState.FAIL, {"left": True})
+
+
 @pytest.mark.parametrize("kind", ["statements", "lost_answers"])
 def test_a_driver_that_adopts_trials_waits_for_its_storage_too_and_counts_each_loss_once(
     faulty: tuple[Study, Faults], kind: str, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
 from metasearch.pipeline import pipeline_steps
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search import pipeline_worker, store
+from metasearch.search import pipeline_worker, runner, store
 from metasearch.search import searcher as searcher_module
 from metasearch.search.attempts import RETRIES
 from metasearch.search.early_stopping import SuccessiveHalving
@@ -308,6 +308,26 @@ def test_a_storage_that_is_locked_too_long_ends_the_search_and_nothing_told_is_l
     assert sum(map(is_finished, study.trials)) == 2
     drive(ledger(study, 8), evaluation(nothing), prepared, resources=TWO, stop=StopFlag())
     assert_done(study, 8)
+
+
+@pytest.mark.parametrize("tune_raises", [False, True])
+def test_a_fault_of_the_driver_is_raised_as_it_was_and_no_trial_is_lost_by_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tune_raises: bool
+) -> None:
+    def run(worker: None, search_alg: LedgerSearcher, **_: object) -> None:
+        search_alg.suggest("a")
+        assert search_alg.suggest("b") == "FINISHED"
+        if tune_raises:
+            raise RuntimeError("Tune's own")
+
+    def progress(books: Ledger) -> None:
+        raise ValueError("the driver's fault")
+
+    monkeypatch.setattr(runner.tune, "with_parameters", lambda *_, **__: None)
+    monkeypatch.setattr(runner.tune, "run", run)
+    with pytest.raises(ValueError, match="the driver's fault"):
+        drive(ledger(study, 4), evaluation(nothing), prepared, resources=TWO, stop=StopFlag(), progress=progress)
+    assert [trial.user_attrs for trial in study.trials] == [{LEFT: True}]
 
 
 @pytest.mark.slow
