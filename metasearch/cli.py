@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -17,24 +18,18 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from metasearch.bench_command import bench
-from metasearch.completion import complete_space, complete_study
+from metasearch.completion import complete_space
 from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError, NotFoundError
 from metasearch.export_command import export
 from metasearch.flags import (
     AsJson,
-    BudgetFlags,
-    ChoiceFlags,
     DataRoot,
-    Detach,
     Device,
     Download,
-    EarlierFlags,
-    GoalFlags,
     ImageSize,
     MaxTrain,
-    MetaFamily,
     ResourceFlags,
     Seed,
     StartFlags,
@@ -53,9 +48,11 @@ from metasearch.predict_command import predict
 from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
+from metasearch.search.budget import NO_MORE, More
+from metasearch.search_flags import MoreFlags, SearchFlags
 from metasearch.serve_command import serve
 from metasearch.store_commands import delete, gc
-from metasearch.submit_command import logs, stop_job, submit_arguments
+from metasearch.submit_command import SubmissionFlags, logs, stop_job
 from metasearch.transfer_command import transfer
 from metasearch.verify_command import verify
 from metasearch.watch_command import status, watch
@@ -98,99 +95,43 @@ app.command()(serve)
 @with_flags
 def launch(
     *,
-    space: Annotated[
-        str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
-    ] = "distill_compress",
-    name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
-    budget: BudgetFlags,
-    resources: ResourceFlags,
-    device: Device = "auto",
-    teacher: TeacherFlags,
-    goal: GoalFlags,
-    choice: ChoiceFlags,
-    start: StartFlags,
-    meta_family: MetaFamily = None,
-    earlier: EarlierFlags,
-    latency_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STUDY[:DEVICE]",
-            help="Predict latency_ms from what `metasearch bench --into STUDY` brought back.",
-            autocompletion=complete_study,
-        ),
-    ] = None,
-    seed: Seed = 0,
-    task: TaskFlags,
-    artefacts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|URL", help="For weights; of any file system of fsspec's. Default: in the home folder."
-        ),
-    ] = None,
-    submit: Submit = None,
-    detach: Detach = False,
-    storage: StorageUrl = None,
+    search: SearchFlags,
+    submission: SubmissionFlags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
 ) -> None:
     """Search the student for a task, and measure the final front with several seeds and controls.
 
     Example: metasearch launch fashion_mnist --data-root DIR --max-train 10000 --constraint "model_bytes<=25kB"
     """
-    if submit is not None or detach:
-        tasks = {"TASK": task.task, "--unlabelled": task.unlabelled}
-        tasks |= {"--source": start.source_task, "--meta-family": meta_family}
-        stem = f"{task.task}-{Path(space).stem}"
-        submit_arguments(submit, study=name, stem=stem, storage=storage, detach=detach, tasks=tasks)
+    if submission.sent(study=search.name, stem=search.stem, tasks=search.tasks()):
         return
-    from metasearch.search.space import load_space
     from metasearch.search.store import open_storage, storage_url
 
-    url = storage_url(storage)
-    source = task.source(seed)
-    allowed = budget.budget(gpus_per_trial=resources.gpus_per_trial)
-    loaded = load_space(space)
+    url = storage_url(submission.storage)
+    options = search.options()
     store = open_storage(url, create=True)
-    from metasearch.search.prepare import Options, prepare_study
+    from metasearch.search.prepare import check_options, prepare_study
 
-    console = _console()
-    tell = partial(console.print, markup=False, soft_wrap=True)
-    files = tuple(start.meta or ())
-    if meta_family is not None:
+    tell = partial(_console().print, markup=False, soft_wrap=True)
+    if search.meta_family is not None:
         from metasearch.search.meta_artefacts import completed_files
 
-        available = resources.resources()
+        check_options(store, options)  # before hours of meta-training
         files = completed_files(
-            files, loaded, meta_family, source=source, resources=available, tell=tell, make=not dry_run
+            options.meta,
+            options.space,
+            search.meta_family,
+            source=options.source,
+            resources=search.resources.resources(),
+            tell=tell,
+            make=not dry_run,
         )
-    options = Options(
-        source=source,
-        space=loaded,
-        trials=allowed.trials,
-        timeout_s=allowed.timeout_s,
-        trial_timeout_s=allowed.trial_timeout_s,
-        gpu_hours=allowed.gpu_hours,
-        name=name,
-        objectives=tuple(goal.objective or ()),
-        constraints=tuple(goal.constraint or ()),
-        sampler=choice.sampler,
-        seed=seed,
-        teacher=teacher.source(),
-        device=device,
-        early_stopping=choice.early_stopping,
-        enqueue=choice.enqueued(),
-        artefacts=artefacts,
-        warm_start=choice.warm_start,
-        init_from=start.init_from,
-        meta=files,
-        joint=start.joint(source),
-        decided=earlier.decided(),
-        latency_from=latency_from,
-    )
-    description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
+        options = replace(options, meta=files)
+    description, study = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
-        _print_plan(study_name, description)
+        _print_plan(study, description)
     else:
-        _run(store, study_name, resources)
+        _run(store, study, search.resources)
 
 
 @app.command()
@@ -198,20 +139,16 @@ def launch(
 def resume(
     *,
     study: StudyName,
-    trials: Annotated[int | None, typer.Option(help="A new, larger number of finished trials.")] = None,
+    more: MoreFlags,
     resources: ResourceFlags,
     accept_versions: Annotated[
         bool, typer.Option("--accept-versions", help="Go on although other versions of torch, ... made the study.")
     ] = False,
-    submit: Submit = None,
-    detach: Detach = False,
-    storage: StorageUrl = None,
+    submission: SubmissionFlags,
 ) -> None:
     """Go on with a search that was interrupted, or enlarge one that is done."""
-    if submit is not None or detach:
-        submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach, tasks={})
-        return
-    _run(_store(storage), study, resources, trials=trials, accept_versions=accept_versions)
+    if not submission.sent(study=study, stem=study, tasks={}):
+        _run(_store(submission.storage), study, resources, more=more.more(), accept_versions=accept_versions)
 
 
 @app.command()
@@ -389,7 +326,7 @@ def _run(
     name: str,
     resources: ResourceFlags,
     *,
-    trials: int | None = None,
+    more: More = NO_MORE,
     accept_versions: bool = False,
 ) -> None:
     from metasearch.report.display import Display
@@ -401,7 +338,7 @@ def _run(
     try:
         with Display(console) as display:
             outcome = run_study(
-                store, name, resources=available, watcher=display, trials=trials, accept_versions=accept_versions
+                store, name, resources=available, watcher=display, more=more, accept_versions=accept_versions
             )
     except KeyboardInterrupt:
         _interrupted("interrupted", name, console)

@@ -7,14 +7,14 @@ import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metasearch.errors import InputError, MetasearchError
-from metasearch.flags import StudyName, SubmittedTo
+from metasearch.flags import Detach, StorageUrl, StudyName, Submit, SubmittedTo
 
 if TYPE_CHECKING:
     from metasearch.search.jobs import Job, JobServer
@@ -30,6 +30,22 @@ NO_PATHS = ("-", "own")
 ABSOLUTE = "must be an absolute path with --submit, which the head and all nodes see"
 
 KNOWN_CODES = (1, 2, 3, 4, 5, 130)
+
+
+@dataclass(frozen=True)
+class SubmissionFlags:
+    """What a command is told of where a search runs as a job, and of where its study lies."""
+
+    submit: Submit = None
+    detach: Detach = False
+    storage: StorageUrl = None
+
+    def sent(self, *, study: str | None, stem: str, tasks: Mapping[str, str | None]) -> bool:
+        """Return whether the command runs as a job; it has then been sent, see `submit_arguments`."""
+        if self.submit is None and not self.detach:
+            return False
+        submit_arguments(self.submit, study=study, stem=stem, storage=self.storage, detach=self.detach, tasks=tasks)
+        return True
 
 
 def submit_arguments(

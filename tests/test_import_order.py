@@ -65,6 +65,7 @@ LAYERS = [
         "completion",
         "dashboard_command",
         "flags",
+        "search_flags",
         "api",
         "__init__",
         "__main__",
