@@ -22,7 +22,7 @@ from optuna.study import Study
 
 from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
-from metasearch.pipeline import pipeline_steps
+from metasearch.pipeline import Shared, pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search import pipeline_worker, runner, store
 from metasearch.search import searcher as searcher_module
@@ -172,7 +172,7 @@ def test_a_pipeline_that_runs_out_of_memory_is_a_failure_of_its_configuration(
     monkeypatch.setattr(run_module, "train", train)
     task = load_task(TaskSource("digits"))
     config = {"student.family": "mlp", "student.width": 4, "student.depth": 1, "alpha": 0.0}
-    outcome = outcome_of(lambda request, shared: pipeline_steps(task, config))
+    outcome = outcome_of(lambda request, shared: pipeline_steps(Shared(task), config))
     assert outcome.failure is not None
     assert outcome.failure["reason"] == "out_of_memory"
     assert "\n" not in outcome.failure["message"]
@@ -412,7 +412,7 @@ def test_a_trial_is_published_without_a_time_limit(
 
     monkeypatch.setattr(pipeline_worker, "pipeline_steps", steps)
     monkeypatch.setattr(pipeline_worker, "publish", publish)
-    shared = pipeline_worker.Shared(load_task(TaskSource("digits")), Teacher("none", 0, {}, {}), "cpu")
+    shared = Shared(load_task(TaskSource("digits")), Teacher("none", 0, {}, {}))
     worker = worker_of(pipeline_worker.run_request, lambda: shared, limit_s=60.0)
     worker.reset_config({"request": TrialRequest(0, {}, seed=3, folder=str(tmp_path))})
     worker.step()
