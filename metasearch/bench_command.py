@@ -12,6 +12,7 @@ import typer
 from metasearch.completion import complete_study
 from metasearch.errors import InputError
 from metasearch.flags import AsJson, StorageUrl
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,7 +58,7 @@ def bench(
         if into is not None and 1 not in asked:
             raise InputError("--threads", "must be 1, or left out, with --into: latencies are modelled on one", threads)
         subjects = benching.subjects_of(bundles)
-        _tell(f"measuring {len(subjects)} networks: {seconds * len(asked) * len(subjects):.0f} s or more")
+        tell(f"measuring {len(subjects)} networks: {seconds * len(asked) * len(subjects):.0f} s or more")
         reports = [benching.bench(subjects, threads=asked, seconds=seconds, images=images, device=device_name)]
     for report in reports:
         if as_json:
@@ -92,12 +93,12 @@ def _bring_back(report: dict[str, Any], device: str, name: str, storage: str | N
 
     study = load_study(open_storage(storage_url(storage)), name)
     known = bring_back(study, device, report["networks"])
-    _tell(f"{len(report['networks'])} networks of {device} are kept with {name}, {len(known)} in all")
+    tell(f"{len(report['networks'])} networks of {device} are kept with {name}, {len(known)} in all")
     if len(known) < FEWEST:
-        _tell(f"{FEWEST} are needed to predict latencies: export more trials of its front, and bench them")
+        tell(f"{FEWEST} are needed to predict latencies: export more trials of its front, and bench them")
         return
-    _tell(f"latency_ms can be predicted {fit(known)}")
-    _tell(f"next: metasearch launch TASK --objective val_accuracy --objective latency_ms --latency-from {name}")
+    tell(f"latency_ms can be predicted {fit(known)}")
+    tell(f"next: metasearch launch TASK --objective val_accuracy --objective latency_ms --latency-from {name}")
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -143,7 +144,3 @@ def _table(report: dict[str, Any]) -> Table:
                 *(sizes if index == 0 else ("", "", "")),
             )
     return table
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

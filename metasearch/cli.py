@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -43,6 +42,7 @@ from metasearch.flags import (
     read_configurations,
     with_flags,
 )
+from metasearch.messages import tell
 from metasearch.meta_command import meta_train
 from metasearch.predict_command import predict
 from metasearch.prior_commands import priors_app
@@ -59,7 +59,6 @@ from metasearch.watch_command import status, watch
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
-    from rich.console import Console
 
     from metasearch.search.launch import Outcome
     from metasearch.search.store import StudyDescription
@@ -112,7 +111,6 @@ def launch(
     store = open_storage(url, create=True)
     from metasearch.search.prepare import check_options, prepare_study
 
-    tell = partial(_console().print, markup=False, soft_wrap=True)
     if search.meta_family is not None:
         from metasearch.search.meta_artefacts import completed_files
 
@@ -176,7 +174,6 @@ def run(
     from metasearch.search.artefacts import fetch_all
     from metasearch.search.starts import initial_files
 
-    console = _console()
     result = run_configuration(
         source,
         configurations[0],
@@ -186,7 +183,7 @@ def run(
         save_to=to,
         initial=fetch_all(initial_files(lambda: _store(storage), start.init_from, start.meta or ())),
         joint=start.joint(source),
-        report=lambda e: console.print(
+        report=lambda e: tell(
             f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"
         ),
     )
@@ -206,7 +203,7 @@ def stop(study: StudyName, submit: Submit = None, storage: StorageUrl = None) ->
     if holder_of(loaded) is None:
         raise NotFoundError(f"study {study}: no driver is running")
     loaded.set_user_attr(STOP, True)
-    _console().print(f"asked the driver of {study} to stop; it does so within seconds", soft_wrap=True)
+    tell(f"asked the driver of {study} to stop; it does so within seconds")
 
 
 @tasks_app.callback()
@@ -329,40 +326,40 @@ def _run(
     more: More = NO_MORE,
     accept_versions: bool = False,
 ) -> None:
+    from rich.console import Console
+
     from metasearch.report.display import Display
     from metasearch.search.launch import run_study
 
-    console = _console()
-    console.print(f"study {name}")
+    tell(f"study {name}")
     available = resources.resources()
     try:
-        with Display(console) as display:
+        with Display(Console(stderr=True, highlight=False)) as display:
             outcome = run_study(
                 store, name, resources=available, watcher=display, more=more, accept_versions=accept_versions
             )
     except KeyboardInterrupt:
-        _interrupted("interrupted", name, console)
-    _print_outcome(store, outcome, console)
+        _interrupted("interrupted", name)
+    _print_outcome(store, outcome)
 
 
-def _print_outcome(store: RDBStorage, outcome: Outcome, console: Console) -> None:
+def _print_outcome(store: RDBStorage, outcome: Outcome) -> None:
     from metasearch.query_commands import print_best
     from metasearch.report.database import open_database
     from metasearch.report.queries import best as find_best
 
     name = outcome.study.study_name
     for reason, count in sorted(outcome.failures.items()):
-        console.print(f"failed: {count} {reason}")
+        tell(f"failed: {count} {reason}")
     if outcome.stopped:
-        _interrupted(outcome.stopped, name, console)
+        _interrupted(outcome.stopped, name)
     database = open_database(store.url)
     print_best(database, find_best(database, name))
-    console.print(f'next: metasearch best {name} --where "model_bytes<=25kB" --top 3', soft_wrap=True)
+    tell(f'next: metasearch best {name} --where "model_bytes<=25kB" --top 3')
 
 
-def _interrupted(reason: str, name: str, console: Console) -> NoReturn:
-    text = f"stopped ({reason}); nothing finished is lost. Go on with: metasearch resume {name}"
-    console.print(text, soft_wrap=True)
+def _interrupted(reason: str, name: str) -> NoReturn:
+    tell(f"stopped ({reason}); nothing finished is lost. Go on with: metasearch resume {name}")
     sys.exit(130)
 
 
@@ -370,9 +367,3 @@ def _store(flag: str | None) -> RDBStorage:
     from metasearch.search.store import open_storage, storage_url
 
     return open_storage(storage_url(flag))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)

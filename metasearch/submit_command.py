@@ -15,6 +15,7 @@ import typer
 
 from metasearch.errors import InputError, MetasearchError
 from metasearch.flags import Detach, StorageUrl, StudyName, Submit, SubmittedTo
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     from metasearch.search.jobs import Job, JobServer
@@ -75,15 +76,15 @@ def submit_arguments(
     carried, files = packed(job_arguments(sys.argv[1:], name=None if study else name))
     server = JobServer(url)
     job = server.submit(carried, name, files=files)
-    err(f"study {name}: job {job}; it uses the storage of the head's METASEARCH_STORAGE unless --storage says")
+    tell(f"study {name}: job {job}; it uses the storage of the head's METASEARCH_STORAGE unless --storage says")
     how = f"metasearch logs|status|stop {name} --submit {server.url}"
     if detach:
-        err(how)
+        tell(how)
         return
     try:
         followed = _follow(server, job)
     except KeyboardInterrupt:
-        err(f"the job runs on; {how}")
+        tell(f"the job runs on; {how}")
         sys.exit(130)
     _exit_as(followed)
 
@@ -202,7 +203,7 @@ def stop_job(url: str, study: str) -> None:
     job = server.job_of(study)
     if job.is_over or not server.stop(job.id):
         raise MetasearchError(f"study {study}: its job {job.id} has ended ({job.status})")
-    err(f"asked job {job.id} to stop; within {STOP_WAIT_S} s it does, or is killed. Either way it can be resumed")
+    tell(f"asked job {job.id} to stop; within {STOP_WAIT_S} s it does, or is killed. Either way it can be resumed")
 
 
 def exit_code(job: Job) -> int:
@@ -219,17 +220,12 @@ def _follow(server: JobServer, job: str) -> Job:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    return server.follow(job, write=write, tell=err)
+    return server.follow(job, write=write, tell=tell)
 
 
 def _exit_as(job: Job) -> None:
     code = exit_code(job)
     if job.status != "SUCCEEDED":
         cause = "" if job.exit_code is not None else f": {' '.join(job.message.split())[:300]}"
-        err(f"job {job.id} {job.status}{cause}")
+        tell(f"job {job.id} {job.status}{cause}")
     sys.exit(code)
-
-
-def err(text: str) -> None:
-    """Write a message for whoever sits there."""
-    sys.stderr.write(f"{text}\n")

@@ -23,6 +23,7 @@ LAYERS = [
         "folders",
         "functions",
         "lazy",
+        "messages",
         "resources",
     },
     {"tasks", "models", "measure"},

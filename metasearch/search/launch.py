@@ -201,10 +201,10 @@ class _Search:
         with ray_running(self.resources):
             ledger = self._ledger(self.study, d.trials, space, foreknown(space, task, latency))
             self._drive(ledger, prepare, "search", gpu_hours=d.gpu_hours)
-            if timer is not None:
-                timer.cancel()
             if self.stop.reason == GPU_HOURS_USED:
                 self.watcher.stage(f"the study's {d.gpu_hours:g} GPU-hours are used up: --gpu-hours gives it more")
+            if timer is not None:
+                timer.cancel()
             if self.stop.reason in {TIME_USED, GPU_HOURS_USED}:
                 self.stop.clear()  # the search is over; what it found is still measured
             complete = ledger.states["COMPLETE"] > 0

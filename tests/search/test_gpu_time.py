@@ -176,9 +176,9 @@ def test_the_final_runs_are_made_in_full_although_the_search_has_used_its_budget
     assert outcome.stopped == ""
     heard: list[str] = []
     monkeypatch.setattr(launch.Watcher, "stage", lambda _, line: heard.append(line))
-    launch.run_study(storage, "s", resources=HALF, more=More(gpu_hours=3.0), final=False)
-    assert bounds[2:] == [Limits(gpu_hours=3.0)]
-    assert heard[-1] == "the study's 3 GPU-hours are used up: --gpu-hours gives it more"
+    launch.run_study(storage, "s", resources=HALF, more=More(gpu_hours=2.0), final=False)
+    assert bounds[2:] == [Limits(gpu_hours=2.0)]
+    assert heard[-1] == "the study's 2 GPU-hours are used up: --gpu-hours gives it more"
     runs = optuna.load_study(study_name="s/controls", storage=storage)
     assert {trial.state.name for trial in runs.trials} == {"COMPLETE"}
     assert "latency" in runs.user_attrs

@@ -19,12 +19,13 @@ import optuna
 import pytest
 import torch
 from optuna.study import Study
+from ray import tune
 
 from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
 from metasearch.pipeline import Shared, pipeline_steps
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search import pipeline_worker, runner, store
+from metasearch.search import pipeline_worker, store
 from metasearch.search import searcher as searcher_module
 from metasearch.search.attempts import RETRIES
 from metasearch.search.early_stopping import SuccessiveHalving
@@ -323,8 +324,8 @@ def test_a_fault_of_the_driver_is_raised_as_it_was_and_no_trial_is_lost_by_it(
     def progress(books: Ledger) -> None:
         raise ValueError("the driver's fault")
 
-    monkeypatch.setattr(runner.tune, "with_parameters", lambda *_, **__: None)
-    monkeypatch.setattr(runner.tune, "run", run)
+    monkeypatch.setattr(tune, "with_parameters", lambda *_, **__: None)
+    monkeypatch.setattr(tune, "run", run)
     with pytest.raises(ValueError, match="the driver's fault"):
         drive(ledger(study, 4), evaluation(nothing), prepared, resources=TWO, stop=StopFlag(), progress=progress)
     assert [trial.user_attrs for trial in study.trials] == [{LEFT: True}]
