@@ -63,17 +63,17 @@ class PipelineWorker:
         )
         bare = replace(teacher, logits={}, features={})
         return cls(
-            source,
-            bare,
-            logits,
-            features,
-            device,
-            threads,
-            initial or {},
-            joint,
-            gpu_memory,
-            dict(versions or {}),
-            latency_model,
+            source=source,
+            teacher=bare,
+            logits=logits,
+            features=features,
+            device=device,
+            threads=threads,
+            initial=initial or {},
+            joint=joint,
+            gpu_memory=gpu_memory,
+            versions=dict(versions or {}),
+            latency_model=latency_model,
         )
 
     def __call__(self) -> Shared:
