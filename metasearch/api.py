@@ -57,18 +57,25 @@ def resume(
     study: str,
     *,
     trials: int | None = None,
+    gpu_hours: float | None = None,
+    timeout_s: float | None = None,
     workers: int | None = None,
     threads: int = 1,
     gpus_per_trial: float = 0.0,
     storage: str | None = None,
 ) -> pd.DataFrame:
-    """Go on with an interrupted search and return the final front."""
+    """Go on with an interrupted search and return the final front.
+
+    trials, gpu_hours: new, larger numbers of the study's. timeout_s: of this driver.
+    """
     from metasearch.report.queries import best as find_best
+    from metasearch.search.budget import More
     from metasearch.search.launch import run_study
     from metasearch.search.runner import Resources
 
     store = open_storage(storage_url() if storage is None else storage)
-    outcome = run_study(store, study, resources=Resources(workers, threads, gpus_per_trial), trials=trials)
+    more = More(trials, timeout_s, gpu_hours)
+    outcome = run_study(store, study, resources=Resources(workers, threads, gpus_per_trial), more=more)
     return find_best(_database(store.url), outcome.study.study_name).table.frame()
 
 

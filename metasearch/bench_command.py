@@ -14,6 +14,7 @@ import typer
 from metasearch.completion import complete_study
 from metasearch.errors import InputError, NotFoundError
 from metasearch.flags import AsJson, StorageUrl, with_flags
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -95,7 +96,7 @@ def _measured(bundles: list[Path], effort: EffortFlags, device: str | None, *, b
         )
     subjects = subjects_of(bundles)
     networks = len({subject.digest for subject in subjects})
-    _tell(f"measuring {networks} networks: {seconds * len(threads) * networks:.0f} s or more")
+    tell(f"measuring {networks} networks: {seconds * len(threads) * networks:.0f} s or more")
     return benching.bench(subjects, threads=threads, seconds=seconds, images=images, device=device)
 
 
@@ -128,12 +129,12 @@ def _bring_back(report: dict[str, Any], study: Study) -> None:
     name, device, networks = study.study_name, report["device"]["name"], report["networks"]
     known, fitted = bring_back(study, device, networks)
     count = len({network["digest"] for network in networks})
-    _tell(f"{count} networks of {device} are kept with {name}, {len(known)} in all")
+    tell(f"{count} networks of {device} are kept with {name}, {len(known)} in all")
     if fitted is None:
-        _tell(f"{FEWEST} are needed to predict latencies: export more trials of its front, and bench them")
+        tell(f"{FEWEST} are needed to predict latencies: export more trials of its front, and bench them")
         return
-    _tell(f"latency_ms can be predicted {fitted}")
-    _tell(f"next: metasearch launch TASK --objective val_accuracy --objective latency_ms --latency-from {name}")
+    tell(f"latency_ms can be predicted {fitted}")
+    tell(f"next: metasearch launch TASK --objective val_accuracy --objective latency_ms --latency-from {name}")
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
@@ -163,7 +164,3 @@ def _print(report: dict[str, Any]) -> None:
         "batch); memory above that of onnxruntime alone",
         soft_wrap=True,
     )
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")

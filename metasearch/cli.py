@@ -10,31 +10,25 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from metasearch.bench_command import bench
-from metasearch.completion import complete_space, complete_study
+from metasearch.completion import complete_space
 from metasearch.dashboard_command import dashboard
 from metasearch.doctor_command import doctor
 from metasearch.errors import InputError, MetasearchError
 from metasearch.export_command import export
 from metasearch.flags import (
     AsJson,
-    BudgetFlags,
-    ChoiceFlags,
     DataRoot,
-    Detach,
     Device,
     Download,
-    EarlierFlags,
-    GoalFlags,
     ImageSize,
     MaxTrain,
-    MetaFamily,
     ResourceFlags,
     Seed,
     StartFlags,
@@ -48,21 +42,23 @@ from metasearch.flags import (
     read_configurations,
     with_flags,
 )
+from metasearch.messages import tell
 from metasearch.meta_command import meta_train
 from metasearch.predict_command import predict
 from metasearch.prior_commands import priors_app
 from metasearch.query_commands import best, compare, importance, studies, trials
 from metasearch.report_command import report
+from metasearch.search.budget import NO_MORE, More
+from metasearch.search_flags import MoreFlags, SearchFlags
 from metasearch.serve_command import serve
 from metasearch.store_commands import delete, gc
-from metasearch.submit_command import logs, stop_job, submit_arguments
+from metasearch.submit_command import SubmissionFlags, logs, stop_job
 from metasearch.transfer_command import transfer
 from metasearch.verify_command import verify
 from metasearch.watch_command import status, watch
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
-    from rich.console import Console
 
     from metasearch.search.launch import Outcome
     from metasearch.search.store import StudyDescription
@@ -98,100 +94,43 @@ app.command()(serve)
 @with_flags
 def launch(
     *,
-    space: Annotated[
-        str, typer.Option(help="A preset or a YAML file.", autocompletion=complete_space)
-    ] = "distill_compress",
-    name: Annotated[str | None, typer.Option(help="Of the study. Default: TASK-SPACE-NUMBER.")] = None,
-    budget: BudgetFlags,
-    resources: ResourceFlags,
-    device: Device = "auto",
-    teacher: TeacherFlags,
-    goal: GoalFlags,
-    choice: ChoiceFlags,
-    start: StartFlags,
-    meta_family: MetaFamily = None,
-    earlier: EarlierFlags,
-    latency_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STUDY[:DEVICE]",
-            help="Predict latency_ms from what `metasearch bench --into STUDY` brought back.",
-            autocompletion=complete_study,
-        ),
-    ] = None,
-    seed: Seed = 0,
-    task: TaskFlags,
-    artefacts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR|URL", help="For weights; of any file system of fsspec's. Default: in the home folder."
-        ),
-    ] = None,
-    submit: Submit = None,
-    detach: Detach = False,
-    storage: StorageUrl = None,
+    search: SearchFlags,
+    submission: SubmissionFlags,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
 ) -> None:
     """Search the student for a task, and measure the final front with several seeds and controls.
 
     Example: metasearch launch fashion_mnist --data-root DIR --max-train 10000 --constraint "model_bytes<=25kB"
     """
-    if submit is not None or detach:
-        tasks = {"TASK": task.task, "--unlabelled": task.unlabelled}
-        tasks |= {"--source": start.source_task, "--meta-family": meta_family}
-        stem = f"{task.task}-{Path(space).stem}"
-        submit_arguments(submit, study=name, stem=stem, storage=storage, detach=detach, tasks=tasks)
+    if submission.sent(study=search.name, stem=search.stem, tasks=search.tasks()):
         return
-    from metasearch.search.space import load_space
     from metasearch.search.store import open_storage, storage_url
 
-    url = storage_url(storage)
-    source = task.source(seed)
-    allowed = budget.budget(gpus_per_trial=resources.gpus_per_trial)
-    resources.check()
-    loaded = load_space(space)
+    url = storage_url(submission.storage)
+    options = search.options()
+    search.resources.check()
     store = open_storage(url, create=True)
-    from metasearch.search.prepare import Options, prepare_study
+    from metasearch.search.prepare import check_options, prepare_study
 
-    console = _console()
-    tell = partial(console.print, markup=False, soft_wrap=True)
-    files = tuple(start.meta or ())
-    if meta_family is not None:
+    if search.meta_family is not None:
         from metasearch.search.meta_artefacts import completed_files
 
-        available = resources.resources()
+        check_options(store, options)  # before hours of meta-training
         files = completed_files(
-            files, loaded, meta_family, source=source, resources=available, tell=tell, make=not dry_run
+            options.meta,
+            options.space,
+            search.meta_family,
+            source=options.source,
+            resources=search.resources.resources(),
+            tell=tell,
+            make=not dry_run,
         )
-    options = Options(
-        source=source,
-        space=loaded,
-        trials=allowed.trials,
-        timeout_s=allowed.timeout_s,
-        trial_timeout_s=allowed.trial_timeout_s,
-        gpu_hours=allowed.gpu_hours,
-        name=name,
-        objectives=tuple(goal.objective or ()),
-        constraints=tuple(goal.constraint or ()),
-        sampler=choice.sampler,
-        seed=seed,
-        teacher=teacher.source(),
-        device=device,
-        early_stopping=choice.early_stopping,
-        enqueue=choice.enqueued(),
-        artefacts=artefacts,
-        warm_start=choice.warm_start,
-        init_from=start.init_from,
-        meta=files,
-        joint=start.joint(source),
-        decided=earlier.decided(),
-        latency_from=latency_from,
-    )
-    description, study_name = prepare_study(store, options, create=not dry_run, tell=tell)
+        options = replace(options, meta=files)
+    description, study = prepare_study(store, options, create=not dry_run, tell=tell)
     if dry_run:
-        _print_plan(study_name, description)
+        _print_plan(study, description)
     else:
-        _run(store, study_name, resources)
+        _run(store, study, search.resources)
 
 
 @app.command()
@@ -199,20 +138,16 @@ def launch(
 def resume(
     *,
     study: StudyName,
-    trials: Annotated[int | None, typer.Option(help="A new, larger number of finished trials.")] = None,
+    more: MoreFlags,
     resources: ResourceFlags,
     accept_versions: Annotated[
         bool, typer.Option("--accept-versions", help="Go on although other versions of torch, ... made the study.")
     ] = False,
-    submit: Submit = None,
-    detach: Detach = False,
-    storage: StorageUrl = None,
+    submission: SubmissionFlags,
 ) -> None:
     """Go on with a search that was interrupted, or enlarge one that is done."""
-    if submit is not None or detach:
-        submit_arguments(submit, study=study, stem=study, storage=storage, detach=detach, tasks={})
-        return
-    _run(_store(storage), study, resources, trials=trials, accept_versions=accept_versions)
+    if not submission.sent(study=study, stem=study, tasks={}):
+        _run(_store(submission.storage), study, resources, more=more.more(), accept_versions=accept_versions)
 
 
 @app.command()
@@ -240,7 +175,6 @@ def run(
     from metasearch.search.artefacts import fetch_all
     from metasearch.search.starts import initial_files
 
-    console = _console()
     result = run_configuration(
         source,
         configurations[0],
@@ -250,7 +184,7 @@ def run(
         save_to=to,
         initial=fetch_all(initial_files(lambda: _store(storage), start.init_from, start.meta or ())),
         joint=start.joint(source),
-        report=lambda e: console.print(
+        report=lambda e: tell(
             f"{e.stage} epoch {e.epoch}/{e.epochs}: loss {e.train_loss:.4f}, validation accuracy {e.val_accuracy:.4f}"
         ),
     )
@@ -267,7 +201,7 @@ def stop(study: StudyName, submit: Submit = None, storage: StorageUrl = None) ->
     from metasearch.search.store import load_study
 
     ask_to_stop(load_study(_store(storage), study))
-    _console().print(f"asked the driver of {study} to stop; it does so within seconds", soft_wrap=True)
+    tell(f"asked the driver of {study} to stop; it does so within seconds")
 
 
 @tasks_app.callback()
@@ -387,43 +321,43 @@ def _run(
     name: str,
     resources: ResourceFlags,
     *,
-    trials: int | None = None,
+    more: More = NO_MORE,
     accept_versions: bool = False,
 ) -> None:
+    from rich.console import Console
+
     from metasearch.report.display import Display
     from metasearch.search.launch import run_study
 
-    console = _console()
-    console.print(f"study {name}")
+    tell(f"study {name}")
     available = resources.resources()
     try:
-        with Display(console) as display:
+        with Display(Console(stderr=True, highlight=False)) as display:
             outcome = run_study(
-                store, name, resources=available, watcher=display, trials=trials, accept_versions=accept_versions
+                store, name, resources=available, watcher=display, more=more, accept_versions=accept_versions
             )
     except KeyboardInterrupt:
-        _interrupted("interrupted", name, console)
-    _print_outcome(store, outcome, console)
+        _interrupted("interrupted", name)
+    _print_outcome(store, outcome)
 
 
-def _print_outcome(store: RDBStorage, outcome: Outcome, console: Console) -> None:
+def _print_outcome(store: RDBStorage, outcome: Outcome) -> None:
     from metasearch.query_commands import print_best
     from metasearch.report.database import open_database
     from metasearch.report.queries import best as find_best
 
     name = outcome.study.study_name
     for reason, count in sorted(outcome.failures.items()):
-        console.print(f"failed: {count} {reason}")
+        tell(f"failed: {count} {reason}")
     if outcome.stopped:
-        _interrupted(outcome.stopped, name, console)
+        _interrupted(outcome.stopped, name)
     database = open_database(store.url)
     print_best(database, find_best(database, name))
-    console.print(f'next: metasearch best {name} --where "model_bytes<=25kB" --top 3', soft_wrap=True)
+    tell(f'next: metasearch best {name} --where "model_bytes<=25kB" --top 3')
 
 
-def _interrupted(reason: str, name: str, console: Console) -> NoReturn:
-    text = f"stopped ({reason}); nothing finished is lost. Go on with: metasearch resume {name}"
-    console.print(text, soft_wrap=True)
+def _interrupted(reason: str, name: str) -> NoReturn:
+    tell(f"stopped ({reason}); nothing finished is lost. Go on with: metasearch resume {name}")
     sys.exit(130)
 
 
@@ -431,9 +365,3 @@ def _store(flag: str | None) -> RDBStorage:
     from metasearch.search.store import open_storage, storage_url
 
     return open_storage(storage_url(flag))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)

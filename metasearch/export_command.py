@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ import typer
 from metasearch.bundle.schema import TEXT_RULE, is_text
 from metasearch.errors import InputError
 from metasearch.flags import AsJson, DataRoot, StorageUrl, StudyName, with_flags
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     from metasearch.bundle.choosing import Chosen
@@ -67,8 +67,6 @@ def export(
     """
     if trial is not None and where:
         raise InputError("--where", "cannot stand beside --trial", where[0])
-    from rich.console import Console
-
     from metasearch.bundle.choosing import choose_trial
     from metasearch.bundle.writing import check_target, write_bundle
     from metasearch.report.database import open_database
@@ -76,7 +74,6 @@ def export(
     from metasearch.search.store import open_storage, storage_url
     from metasearch.tasks import TaskSource, load_task
 
-    tell = partial(Console(stderr=True, highlight=False).print, markup=False, soft_wrap=True)
     check_target(to, force=flags.force)
     url = storage_url(storage)
     database = open_database(url)
@@ -84,7 +81,7 @@ def export(
     tell(f"{chosen.place}: {chosen.why}")
     source = TaskSource(**chosen.description.task)
     task = load_task(source if data_root is None else replace(source, data_root=data_root))
-    with _files_of(chosen, task, rebuild=flags.rebuild, tell=tell) as (made, files):
+    with _files_of(chosen, task, rebuild=flags.rebuild) as (made, files):
         bundle = write_bundle(
             made,
             files,
@@ -104,9 +101,7 @@ def export(
 
 
 @contextmanager
-def _files_of(
-    chosen: Chosen, task: Task, *, rebuild: bool, tell: Callable[[str], None]
-) -> Iterator[tuple[Chosen, dict[str, Path]]]:
+def _files_of(chosen: Chosen, task: Task, *, rebuild: bool) -> Iterator[tuple[Chosen, dict[str, Path]]]:
     """Give a trial and the files that it left; where it is rebuilt, what its pipeline makes of it now."""
     from metasearch.bundle.choosing import trial_files
 
@@ -114,11 +109,11 @@ def _files_of(
         yield chosen, trial_files(chosen)
         return
     with tempfile.TemporaryDirectory(prefix="metasearch-rebuilt-") as folder:
-        rebuilt = _rebuilt(chosen, task, Path(folder), tell)
+        rebuilt = _rebuilt(chosen, task, Path(folder))
         yield rebuilt, {file.name: file for file in Path(folder).iterdir()}
 
 
-def _rebuilt(chosen: Chosen, task: Task, made: Path, tell: Callable[[str], None]) -> Chosen:
+def _rebuilt(chosen: Chosen, task: Task, made: Path) -> Chosen:
     """Return the trial with the result of its pipeline run again, whose files are in `made`."""
     from metasearch.bundle.again import run_again
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metasearch.completion import complete_study, complete_task, complete_warm_start
+from metasearch.completion import complete_study, complete_task
 from metasearch.errors import InputError
 
 if TYPE_CHECKING:
-    from metasearch.search.earlier import Decided
     from metasearch.search.runner import Resources
     from metasearch.tasks import TaskSource
     from metasearch.teachers import TeacherSource
@@ -91,15 +90,6 @@ TeacherFeatures = Annotated[
         ".onnx graph; a ? lists them.",
     ),
 ]
-WarmStartText = Annotated[
-    str,
-    typer.Option(
-        "--warm-start",
-        metavar="PRIORS",
-        help="auto: all priors that fit (auto,-NAME: but one); none; or NAME,NAME of `metasearch priors`.",
-        autocompletion=complete_warm_start,
-    ),
-]
 InitFrom = Annotated[
     str | None,
     typer.Option(
@@ -117,14 +107,6 @@ MetaFiles = Annotated[
         help="What `metasearch meta-train` made, for student.init or kind network; repeat.",
     ),
 ]
-MetaFamily = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FAMILY",
-        help="Meta-train on it, by Ray, what the space asks for and no --meta gives.",
-        autocompletion=complete_task,
-    ),
-]
 SourceTask = Annotated[
     str | None,
     typer.Option(
@@ -132,26 +114,6 @@ SourceTask = Annotated[
         metavar="TASK",
         help="Train on this task, too, by source_weight; of the same image size.",
         autocompletion=complete_task,
-    ),
-]
-FixStructure = Annotated[
-    str | None,
-    typer.Option(
-        metavar="STUDY", help="Fix family, width and depth at those of its best student.", autocompletion=complete_study
-    ),
-]
-NarrowStructure = Annotated[
-    str | None,
-    typer.Option(
-        metavar="STUDY", help="Narrow family, width and depth to those on its front.", autocompletion=complete_study
-    ),
-]
-FixStrategy = Annotated[
-    str | None,
-    typer.Option(
-        metavar="STUDY",
-        help="Fix learning rate, loss, pruning, ... at its best trial's.",
-        autocompletion=complete_study,
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: one a CPU.")]
@@ -236,94 +198,6 @@ class StartFlags:
 
 
 @dataclass(frozen=True)
-class EarlierFlags:
-    """What a search is told of earlier studies that decide a part of its space."""
-
-    fix_structure: FixStructure = None
-    narrow_structure: NarrowStructure = None
-    fix_strategy: FixStrategy = None
-
-    def decided(self) -> Decided:
-        """Return which study decides what."""
-        from metasearch.search.earlier import Decided
-
-        return Decided(structure=self.fix_structure, structure_range=self.narrow_structure, strategy=self.fix_strategy)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a new search may use; None: as much as it needs. Raises InputError for a limit that leaves it nothing."""
-
-    trials: int
-    timeout_s: float | None
-    trial_timeout_s: float | None
-    gpu_hours: float | None
-
-    def __post_init__(self) -> None:
-        limits = {
-            "--timeout": self.timeout_s,
-            "--trial-timeout": self.trial_timeout_s,
-            "--gpu-hours": self.gpu_hours,
-        }
-        for place, limit in limits.items():
-            if limit is not None and not limit > 0:
-                raise InputError(place, "must be above 0", limit)
-
-
-@dataclass(frozen=True)
-class GoalFlags:
-    """What a command is told of what a search is to reach."""
-
-    objective: Annotated[
-        list[str] | None, typer.Option(metavar="METRIC", help="Instead of the space's own; repeat.")
-    ] = None
-    constraint: Annotated[list[str] | None, typer.Option(help='Such as "model_bytes<=25kB"; repeat.')] = None
-
-
-@dataclass(frozen=True)
-class ChoiceFlags:
-    """What a command is told of how a search chooses its trials, and which it ends early."""
-
-    sampler: Annotated[str, typer.Option(help="transfer, tpe, gp, nsga2 or random.")] = "transfer"
-    warm_start: WarmStartText = "auto"
-    enqueue: Annotated[str | None, typer.Option(metavar="FILE", help="YAML: configurations to run first.")] = None
-    early_stopping: Annotated[bool, typer.Option(help="Stop trials that trail others of their size.")] = False
-
-    def enqueued(self) -> tuple[dict[str, Any], ...]:
-        """Return the configurations to run first."""
-        return () if self.enqueue is None else tuple(read_configurations(self.enqueue))
-
-
-@dataclass(frozen=True)
-class BudgetFlags:
-    """What a command is told of what a new search may use."""
-
-    trials: Annotated[int, typer.Option(help="Finished trials wanted, exactly.")] = 32
-    timeout: Annotated[str | None, typer.Option(help="End the search after, for example, 90s, 30m or 2h.")] = None
-    trial_timeout: Annotated[
-        str | None, typer.Option(help="A trial whose own steps take longer has failed, hung or not.")
-    ] = None
-    gpu_hours: Annotated[
-        float | None,
-        typer.Option(
-            help="End the search when its trials have used so many: each its share of a GPU from its begin to its "
-            "end, lost and stopped ones, too. Final runs and controls come on top.",
-        ),
-    ] = None
-
-    def budget(self, *, gpus_per_trial: float) -> Budget:
-        """Return it as numbers. Raises InputError for GPU-hours of trials without a GPU."""
-        if self.gpu_hours is not None and not gpus_per_trial:
-            raise InputError("--gpu-hours", "needs --gpus-per-trial", self.gpu_hours)
-        return Budget(
-            trials=self.trials,
-            timeout_s=seconds(self.timeout, place="--timeout"),
-            trial_timeout_s=seconds(self.trial_timeout, place="--trial-timeout"),
-            gpu_hours=self.gpu_hours,
-        )
-
-
-@dataclass(frozen=True)
 class ResourceFlags:
     """Where the trials of a search run, and what each gets."""
 
@@ -348,26 +222,43 @@ class ResourceFlags:
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command whose parameters that are dataclasses are a flag a field, as Typer wants them."""
-    groups: dict[str, type[Any]] = {}
-    flags: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        group = parameter.annotation
-        if isinstance(group, type) and is_dataclass(group):
-            groups[parameter.name] = group
-            flags += inspect.signature(group, eval_str=True).parameters.values()
-        else:
-            flags.append(parameter)
+    """Return a command whose parameters that are dataclasses are a flag a field, as Typer wants them.
+
+    A field may be a dataclass itself; flags keep the order in which they are met.
+    """
 
     @wraps(command)
     def told(**values: Any) -> None:
-        grouped = {name: g(**{f.name: values.pop(f.name) for f in fields(g)}) for name, g in groups.items()}
-        command(**values, **grouped)
+        command(**_grouped(command, values))
 
     # by name only: what must be given may then follow what need not
-    named = [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in flags]
+    named = [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in _flags_of(command)]
     told.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]  # a function has it once it is set
     return told
+
+
+def _parameters(group: Callable[..., Any]) -> list[tuple[inspect.Parameter, bool]]:
+    """Return the parameters of a command or a dataclass, and whether each is a dataclass itself."""
+    parameters = inspect.signature(group, eval_str=True).parameters.values()
+    return [(each, isinstance(each.annotation, type) and is_dataclass(each.annotation)) for each in parameters]
+
+
+def _flags_of(group: Callable[..., Any]) -> Iterator[inspect.Parameter]:
+    for parameter, nested in _parameters(group):
+        if nested:
+            yield from _flags_of(parameter.annotation)
+        else:
+            yield parameter
+
+
+def _grouped(group: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a command or a dataclass, whose flags have these values."""
+    return {
+        parameter.name: parameter.annotation(**_grouped(parameter.annotation, values))
+        if nested
+        else values[parameter.name]
+        for parameter, nested in _parameters(group)
+    }
 
 
 def read_configurations(path: str) -> list[dict[str, Any]]:

@@ -17,12 +17,11 @@ import typer
 from metasearch.completion import complete_task
 from metasearch.errors import InputError, StorageError
 from metasearch.flags import AsJson, DataRoot, Download, ImageSize, Seed, with_flags
+from metasearch.messages import tell
 from metasearch.parameters import META_INITS, POLICY_METHOD
 from metasearch.spelling import hint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from metasearch.meta.fine_tuning import Target
     from metasearch.meta.making import MetaRequest
     from metasearch.meta.meta_training import MetaProgress
@@ -148,12 +147,11 @@ def meta_train(
         rule = "is for initialisations: a policy is used with `run --meta` or `launch --meta`"
         raise InputError("--target", rule, target.target)
     source = family.source()
-    tell: Callable[[str], None] = partial(_console().print, markup=False, soft_wrap=True)
     if learning.method == POLICY_METHOD:
-        found = _policy(learning.policy(source, start), tell)
+        found = _policy(learning.policy(source, start))
     else:
         request = learning.initialisation(source, start)
-        found = _initialisation(request, target.source(source), target.target_epochs, tell)
+        found = _initialisation(request, target.source(source), target.target_epochs)
     if to is not None:
         _copy(Path(found["file"]), to)
         found["file"] = str(to)
@@ -164,9 +162,7 @@ def meta_train(
         typer.echo(line)
 
 
-def _initialisation(
-    request: MetaRequest, target: TaskSource | None, epochs: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
+def _initialisation(request: MetaRequest, target: TaskSource | None, epochs: int) -> dict[str, Any]:
     """Make the artefact; return what is said of it."""
     from metasearch.meta.making import make_artefact
 
@@ -175,7 +171,7 @@ def _initialisation(
         from metasearch.tasks import load_task
 
         task = load_task(target)  # before hours of training, not after
-    artefact = make_artefact(request, progress=partial(_progress, tell, "accuracy", 1), tell=tell)
+    artefact = make_artefact(request, progress=partial(_progress, "accuracy", 1), tell=tell)
     found = {
         "method": request.method,
         "student": request.student,
@@ -201,11 +197,11 @@ def _target_record(name: str, tuned: Target) -> dict[str, Any]:
     return {"task": name, "meta_learned": list(tuned.meta_learned), "random": list(tuned.random)}
 
 
-def _policy(request: PolicyRequest, tell: Callable[[str], None]) -> dict[str, Any]:
+def _policy(request: PolicyRequest) -> dict[str, Any]:
     """Make the policy network; return what is said of it."""
     from metasearch.meta.policy_making import make_policy_network
 
-    path, network = make_policy_network(request, progress=partial(_progress, tell, "loss", -1), tell=tell)
+    path, network = make_policy_network(request, progress=partial(_progress, "loss", -1), tell=tell)
     return {
         "method": POLICY_METHOD,
         "student": request.student,
@@ -236,7 +232,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     return [*lines, found["file"]]
 
 
-def _progress(tell: Callable[[str], None], measure: str, sign: int, report: MetaProgress) -> None:
+def _progress(measure: str, sign: int, report: MetaProgress) -> None:
     """Tell of a validation. measure: of the validation domains; sign: -1 where it is the smaller the better."""
     tell(
         f"step {report.step}/{report.steps}: outer loss {report.train_loss:.4f}, "
@@ -250,9 +246,3 @@ def _copy(path: Path, to: Path) -> None:
         shutil.copyfile(path, to)
     except OSError as error:
         raise StorageError(f"{to}: cannot be written ({error}); the result lies in {path}") from error
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False)

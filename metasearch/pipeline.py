@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,6 +37,18 @@ NO_FILES: Mapping[str, Path] = MappingProxyType({})
 Steps = Generator[EpochReport, None, TrialResult]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all runs of a worker share; the fields are those of `run_pipeline`."""
+
+    task: Task
+    teacher: Teacher | None = None
+    device: torch.device | str = "cpu"
+    initial: Mapping[str, Path] = field(default_factory=dict)
+    source: Task | None = None
+    latency_model: LatencyModel | None = None
+
+
 def run_pipeline(
     task: Task,
     config: Config,
@@ -60,18 +73,8 @@ def run_pipeline(
     `latency_ms`; None leaves it out. details["works"] holds what it is predicted from.
     Raises InputError for a configuration that breaks a rule, TrialFailure where it fails by its own doing.
     """
-    steps = pipeline_steps(
-        task,
-        config,
-        teacher=teacher,
-        seed=seed,
-        device=device,
-        save_to=save_to,
-        read_test=read_test,
-        initial=initial,
-        source=source,
-        latency_model=latency_model,
-    )
+    shared = Shared(task, teacher, device, initial, source, latency_model)
+    steps = pipeline_steps(shared, config, seed=seed, save_to=save_to, read_test=read_test)
     while True:
         try:
             epoch = next(steps)
@@ -83,24 +86,23 @@ def run_pipeline(
 
 
 def pipeline_steps(
-    task: Task,
-    config: Config,
-    *,
-    teacher: Teacher | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    save_to: Path | None = None,
-    read_test: bool = False,
-    initial: Mapping[str, Path] = NO_FILES,
-    source: Task | None = None,
-    latency_model: LatencyModel | None = None,
+    shared: Shared, config: Config, *, seed: int = 0, save_to: Path | None = None, read_test: bool = False
 ) -> Steps:
     """Yield a report after every epoch and return the result: `run_pipeline` in steps, for a caller who interleaves."""
+    task, teacher = shared.task, shared.teacher
     configuration = Configuration.of(config)
     if teacher is None and configuration.alpha > 0:
         raise InputError("alpha", "must be 0 where there is no teacher", configuration.alpha)
     with _own_failures():
-        run = Run(task, configuration, teacher, seed, torch.device(device), initial, source)
+        run = Run(
+            task=task,
+            configuration=configuration,
+            teacher=teacher,
+            seed=seed,
+            device=torch.device(shared.device),
+            initial=shared.initial,
+            source=shared.source,
+        )
         yield from distill(run)
         if configuration.compresses:
             yield from compress_and_fine_tune(run)
@@ -108,8 +110,8 @@ def pipeline_steps(
         metrics = measure(run, deployed, read_test=read_test)
         works = works_of(deployed)
     run.details["works"] = [work.plain() for work in works]
-    if latency_model is not None:
-        metrics["latency_ms"] = latency_model.predict(works)
+    if shared.latency_model is not None:
+        metrics["latency_ms"] = shared.latency_model.predict(works)
     if save_to is not None:
         save_to.mkdir(parents=True, exist_ok=True)
         save_weights(run.model, save_to / WEIGHTS_FILE, spec=run.spec, task=task)

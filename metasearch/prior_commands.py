@@ -14,6 +14,7 @@ import typer
 
 from metasearch.completion import complete_space, complete_study
 from metasearch.flags import Address, AsJson, DataRoot, ImageSize, MaxTrain, Seed, StorageUrl, Workers, with_flags
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -72,7 +73,7 @@ def export_priors(
     if not found:
         raise NotFoundError("priors: the storage has no finished study")
     write_priors(to, [portable(prior) for prior in found])
-    _tell(f"exported {len(found)} priors, {sum(len(prior.trials) for prior in found)} trials, to {to}")
+    tell(f"exported {len(found)} priors, {sum(len(prior.trials) for prior in found)} trials, to {to}")
 
 
 @priors_app.command("import")
@@ -87,7 +88,7 @@ def import_file(
     found = read_priors(file)
     done = import_priors(_store(storage, create=True), found, place=str(file))
     for prior, (name, new) in zip(found, done, strict=True):
-        _tell(f"{'imported' if new else 'was there already:'} {name}, {len(prior.trials)} trials")
+        tell(f"{'imported' if new else 'was there already:'} {name}, {len(prior.trials)} trials")
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def make_priors(
 
     class Told(Watcher):
         def stage(self, message: str) -> None:
-            _tell(message)
+            tell(message)
 
     sources = named.sources()
     store = _store(storage, create=True)
@@ -149,9 +150,9 @@ def make_priors(
     ):
         done.append(name)
         write_priors(to, [portable(known.prior) for known in find_priors(store, done)])
-        _tell(f"{to}: {len(done)} of {len(sources)} tasks")
+        tell(f"{to}: {len(done)} of {len(sources)} tasks")
     if len(done) < len(sources):
-        _tell("interrupted; the same command goes on")
+        tell("interrupted; the same command goes on")
         raise typer.Exit(130)
 
 
@@ -159,9 +160,3 @@ def _store(flag: str | None, *, create: bool = False) -> RDBStorage:
     from metasearch.search.store import open_storage, storage_url
 
     return open_storage(storage_url(flag), create=create)
-
-
-def _tell(message: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from metasearch.completion import complete_study
 from metasearch.flags import AsJson, StorageUrl, StudyName
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,9 +89,9 @@ def trials(
 
         print_frame(trials_columns(table.take(range(min(len(table), MOST_ROWS))).frame()))
         if not len(table):
-            _tell(f"no trial of {study} is so")
+            tell(f"no trial of {study} is so")
         if len(table) > MOST_ROWS:
-            _tell(f"and {len(table) - MOST_ROWS} more; --where and --top choose, --csv and --json show all")
+            tell(f"and {len(table) - MOST_ROWS} more; --where and --top choose, --csv and --json show all")
 
 
 def studies(as_json: AsJson = False, csv: AsCsv = False, parquet: Parquet = None, storage: StorageUrl = None) -> None:
@@ -208,7 +208,3 @@ def _written(frame: Callable[[], pd.DataFrame], csv: bool, parquet: Path | None)
 
         write_parquet(frame(), parquet)
     return csv or parquet is not None
-
-
-def _tell(message: str) -> None:
-    sys.stderr.write(f"{message}\n")

@@ -10,6 +10,7 @@ import typer
 
 from metasearch.errors import InputError
 from metasearch.flags import StorageUrl, StudyNames
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     from metasearch.report.database import Database
@@ -46,15 +47,8 @@ def report(
         raise InputError("report", "needs --html DIR, --figures DIR, --tensorboard DIR or --mlflow URI")
     if follow and html is None:
         raise InputError("--follow", "needs --html DIR, the page that is renewed")
-    from rich.console import Console
-
     from metasearch.report.database import open_database
     from metasearch.search.names import storage_url
-
-    messages = Console(stderr=True, highlight=False)
-
-    def tell(line: str) -> None:
-        messages.print(line, markup=False, soft_wrap=True)
 
     database = open_database(storage_url(storage))
     if html is not None or figures is not None:

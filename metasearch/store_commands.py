@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
 
 from metasearch.flags import StorageUrl, StudyName
+from metasearch.messages import tell
 
 
 def delete(
@@ -17,7 +17,6 @@ def delete(
 ) -> None:
     """Delete a study, its controls and its artefacts."""
     import optuna
-    from rich.console import Console
 
     from metasearch.search.artefacts import joined, remove
     from metasearch.search.lease import Lease
@@ -32,8 +31,7 @@ def delete(
 
     store = open_storage(storage_url(storage))
     loaded = load_study(store, study)
-    console = Console(stderr=True, highlight=False)
-    lease = Lease(loaded, on_stop=lambda reason: None, tell=partial(console.print, markup=False, soft_wrap=True))
+    lease = Lease(loaded, on_stop=lambda reason: None, tell=tell)
     lease.acquire()  # as a driver: so that none runs, nor starts
     try:
         if not yes:
@@ -49,7 +47,7 @@ def delete(
     if described is not None:
         for name in (study, study + CONTROLS):
             remove(joined(described["artefacts"], name))
-    console.print(f"deleted {study}", soft_wrap=True)
+    tell(f"deleted {study}")
 
 
 def gc(

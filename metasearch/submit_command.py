@@ -8,14 +8,15 @@ import re
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metasearch.errors import InputError, MetasearchError
-from metasearch.flags import StudyName, SubmittedTo
+from metasearch.flags import Detach, StorageUrl, StudyName, Submit, SubmittedTo
+from metasearch.messages import tell
 
 if TYPE_CHECKING:
     from metasearch.search.jobs import Job, JobServer
@@ -31,6 +32,22 @@ NO_PATHS = ("-", "own")
 ABSOLUTE = "must be an absolute path with --submit, which the head and all nodes see"
 
 KNOWN_CODES = (1, 2, 3, 4, 5, 130)
+
+
+@dataclass(frozen=True)
+class SubmissionFlags:
+    """What a command is told of where a search runs as a job, and of where its study lies."""
+
+    submit: Submit = None
+    detach: Detach = False
+    storage: StorageUrl = None
+
+    def sent(self, *, study: str | None, stem: str, tasks: Mapping[str, str | None]) -> bool:
+        """Return whether the command runs as a job; it has then been sent, see `submit_arguments`."""
+        if self.submit is None and not self.detach:
+            return False
+        submit_arguments(self.submit, study=study, stem=stem, storage=self.storage, detach=self.detach, tasks=tasks)
+        return True
 
 
 def submit_arguments(
@@ -60,15 +77,15 @@ def submit_arguments(
     carried, files = packed(job_arguments(sys.argv[1:], name=None if study else name))
     server = JobServer(url)
     job = server.submit(carried, name, files=files)
-    err(f"study {name}: job {job}; it uses the storage of the head's METASEARCH_STORAGE unless --storage says")
+    tell(f"study {name}: job {job}; it uses the storage of the head's METASEARCH_STORAGE unless --storage says")
     how = f"metasearch logs|status|stop {name} --submit {server.url}"
     if detach:
-        err(how)
+        tell(how)
         return
     try:
         followed = _follow(server, job)
     except KeyboardInterrupt:
-        err(f"the job runs on; {how}")
+        tell(f"the job runs on; {how}")
         sys.exit(130)
     _exit_as(followed)
 
@@ -192,7 +209,7 @@ def stop_job(url: str, study: str) -> None:
     job = server.job_of(study)
     if job.is_over or not server.stop(job.id):
         raise MetasearchError(f"study {study}: its job {job.id} has ended ({job.status})")
-    err(f"asked job {job.id} to stop; within {STOP_WAIT_S} s it does, or is killed. Either way it can be resumed")
+    tell(f"asked job {job.id} to stop; within {STOP_WAIT_S} s it does, or is killed. Either way it can be resumed")
 
 
 def exit_code(job: Job) -> int:
@@ -209,17 +226,12 @@ def _follow(server: JobServer, job: str) -> Job:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    return server.follow(job, write=write, tell=err)
+    return server.follow(job, write=write, tell=tell)
 
 
 def _exit_as(job: Job) -> None:
     code = exit_code(job)
     if job.status != "SUCCEEDED":
         cause = "" if job.exit_code is not None else f": {' '.join(job.message.split())[:300]}"
-        err(f"job {job.id} {job.status}{cause}")
+        tell(f"job {job.id} {job.status}{cause}")
     sys.exit(code)
-
-
-def err(text: str) -> None:
-    """Write a message for whoever sits there."""
-    sys.stderr.write(f"{text}\n")

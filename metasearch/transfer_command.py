@@ -9,6 +9,7 @@ import typer
 
 from metasearch.completion import complete_study
 from metasearch.flags import AsJson, StorageUrl, StudyName
+from metasearch.messages import tell
 
 
 def transfer(
@@ -28,17 +29,14 @@ def transfer(
 
     Example: metasearch transfer STUDY --against COLD_STUDY
     """
-    from rich.console import Console
-
     from metasearch.report.transferred import print_transferred, transferred
     from metasearch.search.store import open_storage, storage_url
 
-    messages = Console(stderr=True, highlight=False)
     found = transferred(
         open_storage(storage_url(storage)),
         study,
         against=against,
-        tell=lambda line: messages.print(line, markup=False, soft_wrap=True),
+        tell=tell,
     )
     if as_json:
         typer.echo(json.dumps(found.record()))

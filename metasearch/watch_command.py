@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metasearch.flags import AsJson, StorageUrl, StudyName, Submit
-from metasearch.submit_command import err, job_status
+from metasearch.messages import tell
+from metasearch.submit_command import job_status
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,7 +71,7 @@ def watch(
     from metasearch.search.names import storage_url
     from metasearch.search.patience import Patience
 
-    database, patience = open_database(storage_url(storage)), Patience(tell=err)
+    database, patience = open_database(storage_url(storage)), Patience(tell=tell)
     console = Console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     said = ""

@@ -65,6 +65,7 @@ def test_every_command_explains_itself(metasearch: Run, command: str) -> None:
         (["launch", "digits", "--timeout", "0s"], 2, ["--timeout: must be above 0"]),
         (["launch", "digits", "--trial-timeout", "0m"], 2, ["--trial-timeout: must be above 0"]),
         (["launch", "digits", "--gpu-hours", "0", "--gpus-per-trial", "1"], 2, ["--gpu-hours: must be above 0"]),
+        (["launch", "digits", "--timeout", "100000h"], 2, ["--timeout: must be at most"]),
         (["launch", "digits", "--gpu-hours", "1"], 2, ["--gpu-hours: needs --gpus-per-trial"]),
         (["launch", "digits", "--gpus-per-trial", "1.5"], 2, ["--gpus-per-trial: must be 0, a share from 0.0001 to 1"]),
         (["launch", "digits", "--gpus-per-trial", "99"], 2, ["--gpus-per-trial: no trial fits this machine's GPUs"]),
@@ -240,6 +241,30 @@ def test_a_study_of_the_same_name_is_refused_with_a_way_on(metasearch: Run, url:
     code, _, err = metasearch("launch", "digits", "--name", study, "--storage", url)
     assert code == 2
     assert "metasearch resume ten" in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "part"),
+    [
+        (["--sampler", "tpee"], 2, "--sampler: must be one of"),
+        (["--trials", "0"], 2, "--trials: must be at least 1"),
+        (["--objective", "speed"], 2, "--objective"),
+        (["--constraint", "model_bytes<=25kg"], 2, "--constraint: has an unknown unit"),
+        (["--warm-start", "nothing"], 3, "nothing"),
+        (["--name", "ten"], 2, "--name: a study of this name exists"),
+    ],
+)
+def test_what_no_file_can_mend_is_refused_before_one_is_meta_trained(
+    metasearch: Run, url: str, study: str, monkeypatch: pytest.MonkeyPatch, wrong: list[str], code: int, part: str
+) -> None:
+    def trained(*_: object, **__: object) -> tuple[str, ...]:
+        raise AssertionError("hours of meta-training")
+
+    monkeypatch.setattr("metasearch.search.meta_artefacts.completed_files", trained)
+    family = ["--space", "few_shot", "--meta-family", "digits@classes:3"]
+    got, _, err = metasearch("launch", "digits", *family, "--storage", url, *wrong)
+    assert (got, err.count("\n")) == (code, 1)
+    assert part in err
 
 
 def test_delete_removes_study_and_artefacts(metasearch: Run, url: str, tmp_path: Path) -> None:

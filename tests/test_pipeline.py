@@ -23,7 +23,7 @@ from metasearch.models.lowered import lower
 from metasearch.models.weights import load_weights, read_tensors
 from metasearch.objective import teacher_features
 from metasearch.parameters import FAMILY_NAMES, LOSS_NAMES
-from metasearch.pipeline import ONNX_FILE, TUNED_FILE, WEIGHTS_FILE, pipeline_steps, run_pipeline
+from metasearch.pipeline import ONNX_FILE, TUNED_FILE, WEIGHTS_FILE, Shared, pipeline_steps, run_pipeline
 from metasearch.policies import Policy
 from metasearch.prune import total_channels
 from metasearch.quantize import quantize as quantized
@@ -116,7 +116,7 @@ def test_a_report_comes_after_every_epoch_and_may_end_the_run() -> None:
 
 
 def test_the_steps_can_be_taken_one_by_one() -> None:
-    steps = pipeline_steps(TASK, SMALL, teacher=TEACHER)
+    steps = pipeline_steps(Shared(TASK, TEACHER), SMALL)
     reports = []
     while True:
         try:

@@ -117,12 +117,6 @@ def propose_control(trial: optuna.Trial) -> Proposal:
     return Proposal(role["config"], seed=role["seed"], read_test=True)
 
 
-def waiting(study: Study) -> int:
-    """Return how many trials of the companion are queued or were left running."""
-    states = (TrialState.WAITING, TrialState.RUNNING)
-    return len(study.get_trials(deepcopy=False, states=states))
-
-
 def _key(role: dict[str, Any]) -> tuple[str, int, int]:
     return role["role"], role["of"], role["seed"]
 

@@ -21,6 +21,7 @@ from metasearch.pipeline import ONNX_FILE
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import fetch, fetch_all, joined, kept_files, trial_folder
 from metasearch.search.benchmarks import latency_of
+from metasearch.search.budget import NO_MORE, Budget, More
 from metasearch.search.controls import choose, companion, propose_control
 from metasearch.search.differences import queued_first
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
@@ -37,7 +38,7 @@ from metasearch.search.possible import feature_losses, needs_network, needs_view
 from metasearch.search.priors import load_warm_start
 from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
-from metasearch.search.searcher import Limits
+from metasearch.search.searcher import GPU_HOURS_USED, Limits
 from metasearch.search.space import Space
 from metasearch.search.starts import possible_with_files
 from metasearch.search.stopping import StopFlag, stopping_on_signals
@@ -81,25 +82,24 @@ def run_study(
     *,
     resources: Resources,
     watcher: Watcher | None = None,
-    trials: int | None = None,
+    more: More = NO_MORE,
     final: bool = True,
     accept_versions: bool = False,
 ) -> Outcome:
     """Drive a study, new or interrupted, to its target, then its final runs and controls.
 
-    trials: a new, larger target. accept_versions: go on although other versions made it. Raises StorageError while
-    another driver runs it, InputError if its task or what computes its trials has changed.
+    more: than what the study says that it may use. accept_versions: go on although other versions made it. Raises
+    StorageError while another driver runs it, InputError if its task or what computes its trials has changed.
     """
     with storage_errors(str(storage.url)):
         study = load_study(storage, name)
         description = description_of(study)
-        if trials is not None and trials < description.trials:
-            raise InputError("--trials", f"must be at least the study's {description.trials}", trials)
+        enlarged = replace(description, **vars(_budget(description).enlarged(more)))
         different = [] if accept_versions else version_differences(description.versions)
         if different:
             rule = "was made by other versions, with which its trials may not compare: --accept-versions goes on"
             raise InputError(f"study {name}", rule, "; ".join(different))
-        if description.gpu_hours is not None and not resources.gpus:
+        if enlarged.gpu_hours is not None and not resources.gpus:
             raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
         if resources.address is None:
             check_fits_here(resources.gpus)
@@ -108,18 +108,22 @@ def run_study(
         lease = Lease(study, on_stop=stop.set, tell=heard.stage)
         lease.acquire()
         try:
-            if trials is not None and trials != description.trials:
-                description = replace(description, trials=trials)
-                study.set_user_attr(DESCRIPTION, asdict(description))
+            if enlarged != description:
+                study.set_user_attr(DESCRIPTION, asdict(enlarged))
             claim(joined(description.artefacts, name), storage)
             for config in description.enqueue[len(queued_first(study)) :]:  # all, or what a dead driver left of them
                 study.enqueue_trial(config)
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
-                return _Search(storage, study, description, resources, heard, stop).run(final=final)
+                return _Search(storage, study, enlarged, resources, heard, stop).run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
             return Outcome(study, stopped=stop.reason or "interrupted")
         finally:
             lease.release()
+
+
+def _budget(description: StudyDescription) -> Budget:
+    d = description
+    return Budget(d.trials, d.timeout_s, d.trial_timeout_s, d.gpu_hours)
 
 
 @contextmanager
@@ -201,6 +205,8 @@ class _Search:
         with ray_running(self.resources):
             ledger = self._ledger(self.study, d.trials, space, foreknown(space, task, latency))
             self._drive(ledger, prepare, "search", gpu_hours=d.gpu_hours)
+            if self.stop.reason == GPU_HOURS_USED:
+                self.watcher.stage(f"the study's {d.gpu_hours:g} GPU-hours are used up: --gpu-hours gives it more")
             if timer is not None:
                 timer.cancel()
             self.stop.trials_are_over()

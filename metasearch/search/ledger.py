@@ -6,11 +6,10 @@ running is adopted: same number, same parameters, same seed and artefact folder.
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -19,26 +18,20 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from metasearch.errors import InputError
 from metasearch.records import Config, EpochReport, TrialResult
-from metasearch.search import artefacts as folders
+from metasearch.search.attempts import Attempts
 from metasearch.search.driver_storage import driven, written_together
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.gpu_time import attempt_seconds, gpu_seconds
-from metasearch.search.names import SPENT
+from metasearch.search.kept_folders import KeptFolders
 from metasearch.search.objectives import Constraint
 from metasearch.search.pareto import Front
 from metasearch.search.patience import PATIENT, Patience
-from metasearch.search.store import CURVE, FAILURE, LEFT, LOSSES, LOST, RESULT, RUN, is_finished
-
-RETRIES = 3
-"""How often a trial lost with its worker, node or driver is run again before it is a failure."""
+from metasearch.search.store import CURVE, FAILURE, LEFT, LOST, RESULT, RUN, is_finished
+from metasearch.search.writing import TrialWriter
 
 OUT_OF_MEMORY = ("OutOfMemoryError", "low on memory")
 """Of the cause of a loss: what Ray says of a worker that it killed to save its node's memory."""
-
-LEAVE_S = 20.0
-"""How long a driver that is to stop tries to write what it leaves, while the storage is away."""
 
 NOTHING_SPENT: Mapping[int, float] = MappingProxyType({})
 
@@ -82,8 +75,10 @@ class Ledger:
         halving: SuccessiveHalving | None = None,
         patience: Patience = PATIENT,
     ) -> None:
-        self.study, self.artefacts, self.halving = driven(study), artefacts, halving
-        self._only_queued, self._patience = target is None, patience
+        self.study, self.halving, self._patience = driven(study), halving, patience
+        self._only_queued = target is None
+        self._folders = KeptFolders(artefacts, all_complete=self._only_queued)
+        self._writer, self._attempts = TrialWriter(self.study, patience), Attempts()
         self._propose, self._seed, self._objectives, self._constraints = propose, seed, objectives, constraints
         self.front = Front.of([direction.name.lower() for direction in study.directions])
         self.metrics: dict[int, dict[str, float]] = {}
@@ -93,15 +88,12 @@ class Ledger:
         self.lost_in_a_row = 0
         self.last_lost = ""
         self._asked: dict[int, tuple[optuna.Trial, Proposal]] = {}
-        self._losses: Counter[int] = Counter()
-        self._spent: dict[int, float] = {}
-        self._again: deque[int] = deque()  # Optuna's ids of the trials to run again
-        self._settle()
+        self._adopt()
         for trial in self.study.get_trials(deepcopy=False):
             self._take_in(trial)
         queued = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        self.target = self.finished + len(self._again) + queued if target is None else target
-        self._remove_strays()
+        self.target = self.finished + len(self._attempts.again) + queued if target is None else target
+        self._folders.drop_strays(front=self.front.members, complete=self.metrics)
 
     @property
     def finished(self) -> int:
@@ -111,7 +103,7 @@ class Ledger:
     @property
     def wanted(self) -> int:
         """Trials still to be asked: so many that `target` finish if none is lost, and all that are run again."""
-        return max(self.target - self.finished - len(self.running), len(self._again))
+        return max(self.target - self.finished - len(self.running), len(self._attempts.again))
 
     @property
     def gpu_seconds(self) -> float:
@@ -123,31 +115,25 @@ class Ledger:
         trial, proposal = self._patience.retried(self._ask)
         self._asked[trial.number] = trial, proposal
         self.running[trial.number] = None
-        return trial.number, proposal, self.seed_of(trial.number, proposal)
+        seed = trial_seed(self._seed, trial.number) if proposal.seed is None else proposal.seed
+        return trial.number, proposal, seed
 
-    def _ask(self, again: bool) -> tuple[optuna.Trial, Proposal]:
-        if again:
-            self._adopt_unanswered()
+    def _ask(self, retried: bool) -> tuple[optuna.Trial, Proposal]:
+        if retried:
+            self._attempts.adopt_unanswered(self.study, {trial._trial_id for trial, _ in self._asked.values()})
+        again = self._attempts.again
         with written_together(self.study):
-            trial = optuna.Trial(self.study, self._again[0]) if self._again else self.study.ask()
+            trial = optuna.Trial(self.study, again[0]) if again else self.study.ask()
+            if again:
+                trial.set_user_attr(LEFT, False)
             proposal = self._propose(trial)
-        if self._again:
-            self._again.popleft()
+        if again:
+            again.popleft()
         return trial, proposal
-
-    def _adopt_unanswered(self) -> None:
-        """Queue the trial that the storage made before its answer, or a parameter, was lost on the way."""
-        known = {*self._again, *(trial._trial_id for trial, _ in self._asked.values())}
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        self._again.extend(trial._trial_id for trial in running if trial._trial_id not in known)
-
-    def seed_of(self, number: int, proposal: Proposal) -> int:
-        """Return the seed that a trial is run with."""
-        return trial_seed(self._seed, number) if proposal.seed is None else proposal.seed
 
     def folder_of(self, number: int) -> str | None:
         """Return the folder or URL of a trial's artefacts."""
-        return None if self.artefacts is None else folders.trial_folder(self.artefacts, number)
+        return self._folders.of(number)
 
     def report(self, number: int, report: EpochReport) -> bool:
         """Take an epoch's report; return whether the trial should go on."""
@@ -162,19 +148,21 @@ class Ledger:
         if odd:
             self.tell_failure(number, "non_finite", f"{odd[0]} is {result.metrics.get(odd[0])}", worker)
             return
-        self._end(
+        self._writer.end(
             trial,
             {RUN: dict(worker), RESULT: result.to_json()},
             values=[result.metrics[name] for name in self._objectives],
             violations={str(c): c.violation(result.metrics) for c in self._constraints if c.metric in result.metrics},
         )
-        self._remove_folders(self._enter(number, result))
+        self._folders.drop(self._enter(number, result))
         self._close(number, "COMPLETE")
 
     def tell_pruned(self, number: int, curve: list[EpochReport], worker: Mapping[str, Any]) -> None:
         """Record a trial that early stopping ended, with its learning curve so far."""
         trial, _ = self._asked[number]
-        self._end(trial, {RUN: dict(worker), CURVE: [asdict(report) for report in curve]}, state=TrialState.PRUNED)
+        self._writer.end(
+            trial, {RUN: dict(worker), CURVE: [asdict(report) for report in curve]}, state=TrialState.PRUNED
+        )
         self._close(number, "PRUNED")
 
     def tell_lost(self, number: int, cause: str, worker: Mapping[str, Any]) -> None:
@@ -183,34 +171,32 @@ class Ledger:
         One that a machine has killed for its memory so often has failed by its own doing.
         """
         trial, _ = self._asked[number]
-        self._losses[number] += 1
-        given_up = self._losses[number] > RETRIES
-        spent = {} if given_up else self._spend(number, attempt_seconds(worker))  # of the last attempt RUN tells
-        self._note({trial._trial_id: {LOSSES: self._losses[number]} | spent})
-        if given_up:
+        kept = self._attempts.lost(number)
+        if self._attempts.is_given_up(number):
+            self._writer.note({trial._trial_id: kept})  # the time of this attempt is told by RUN
             starved = any(text in cause for text in OUT_OF_MEMORY)
             self.tell_failure(number, "out_of_memory" if starved else LOST, cause, worker)
             return
-        self._again.appendleft(trial._trial_id)
+        self._writer.note({trial._trial_id: kept | self._attempts.left(number, attempt_seconds(worker))})
+        self._attempts.again.appendleft(trial._trial_id)
         self._forget(number)
 
     def leave_running(self, spent: Mapping[int, float] = NOTHING_SPENT) -> None:
-        """Note on the trials not ended that they are left in good order, not lost with their driver.
+        """Note on the trials that run that they are left in good order, not lost with their driver.
 
         spent: the GPU-seconds of what is running, by the trials' numbers.
         """
-        left: dict[int, dict[str, Any]] = {trial_id: {LEFT: True} for trial_id in self._again}
-        for number, (trial, _) in self._asked.items():
-            left[trial._trial_id] = {LEFT: True} | self._spend(number, spent.get(number, 0.0))
-        self._note(left, replace(self._patience, stopped=lambda: False, give_up_s=LEAVE_S))
+        asked = {number: trial._trial_id for number, (trial, _) in self._asked.items()}
+        left = {of_trial: self._attempts.left(number, spent.get(number, 0.0)) for number, of_trial in asked.items()}
+        self._writer.note(left, leaving=True)
 
     def tell_failure(self, number: int, reason: str, message: str, worker: Mapping[str, Any]) -> None:
         """Record a failed trial with its reason; one lost to the machine does not count as finished."""
         trial, _ = self._asked[number]
         failure = {"reason": reason, "message": message}
-        self._end(trial, {RUN: dict(worker), FAILURE: failure}, state=TrialState.FAIL)
+        self._writer.end(trial, {RUN: dict(worker), FAILURE: failure}, state=TrialState.FAIL)
         self.failures[reason] += 1
-        self._remove_folders([number])
+        self._folders.drop([number])
         if reason == LOST:
             self.lost_in_a_row += 1
             self.last_lost = message
@@ -219,45 +205,6 @@ class Ledger:
             self._forget(number)
         else:
             self._close(number, "FAIL")
-
-    def _end(
-        self,
-        trial: optuna.Trial,
-        attributes: Mapping[str, Any],
-        *,
-        values: Sequence[float] | None = None,
-        violations: Mapping[str, float] | None = None,
-        state: TrialState | None = None,
-    ) -> None:
-        """Write how a trial ended: its attributes first, from which the next driver can tell, too, if this one dies."""
-
-        def write(again: bool) -> None:
-            if again and self.study._storage.get_trial(trial._trial_id).state.is_finished():
-                return  # only the answer was lost
-            with written_together(self.study):
-                for name, violation in (violations or {}).items():
-                    trial.set_constraint(name, violation)
-                for name, value in attributes.items():
-                    trial.set_user_attr(name, value)
-                self.study.tell(trial, values, state=state)
-
-        self._patience.retried(write)
-
-    def _note(self, attributes: Mapping[int, Mapping[str, Any]], patience: Patience | None = None) -> None:
-        """Write attributes of trials that go on, by Optuna's ids: all or none."""
-
-        def write(again: bool) -> None:
-            with written_together(self.study):
-                for trial_id, of_trial in attributes.items():
-                    for name, value in of_trial.items():
-                        self.study._storage.set_trial_user_attr(trial_id, name, value)
-
-        (patience or self._patience).retried(write)
-
-    def _spend(self, number: int, seconds: float) -> dict[str, float]:
-        """Count the GPU time of an attempt that comes to nothing; return what to keep with the trial."""
-        self._spent[number] = self._spent.get(number, 0.0) + seconds
-        return {SPENT: self._spent[number]} if seconds else {}
 
     def _enter(self, number: int, result: TrialResult) -> list[int]:
         """Enter a complete trial; return the trials off the front now, which the artefact rule drops."""
@@ -291,54 +238,9 @@ class Ledger:
         if self.halving is not None:
             self.halving.refill(trial.number, curve)
 
-    def _settle(self) -> None:
+    def _adopt(self) -> None:
         """Queue what a dead driver left running, and end what it only had not told of."""
-        queued: dict[int, dict[str, Any]] = {}
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            number, known = trial.number, trial.user_attrs
-            lost = not known.get(LEFT)
-            self._losses[number] = known.get(LOSSES, 0) + lost
-            self._spent[number] = known.get(SPENT, 0.0)
-            if self._losses[number] > RETRIES or not known.keys().isdisjoint({RESULT, CURVE, FAILURE}):
-                self._end_untold(trial)
-            else:
-                queued[trial._trial_id] = {LOSSES: self._losses[number]} if lost else {LEFT: False}
-        self._note(queued)
-        self._again.extend(queued)
-
-    def _end_untold(self, trial: FrozenTrial) -> None:
-        """End a trial as the storage says that it ended; one of which it says nothing was lost with every driver."""
-        known, attributes, values = trial.user_attrs, {}, None
-        state: TrialState | None = TrialState.FAIL
-        if RESULT in known:
-            metrics = TrialResult.from_json(known[RESULT]).metrics
-            state, values = None, [metrics[name] for name in self._objectives]
-        elif CURVE in known:
-            state = TrialState.PRUNED
-        elif FAILURE not in known:
-            attributes = {FAILURE: {"reason": LOST, "message": f"lost {RETRIES + 1} times with its worker or driver"}}
-        self._end(optuna.Trial(self.study, trial._trial_id), attributes, values=values, state=state)
-
-    def _remove_strays(self) -> None:
-        """Remove what a dead driver left: folders of trials off the front, half of one that is run again."""
-        if self.artefacts is not None:
-            kept = self.metrics if self._only_queued else self.front.members
-            for number in folders.trial_numbers(self.artefacts):
-                if number not in kept:
-                    folders.remove(folders.trial_folder(self.artefacts, number))
-
-    def _remove_folders(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            folder = self.folder_of(number)
-            if folder is not None and not self._only_queued:
-                folders.remove(folder)
-
-
-def check_distinct(configurations: Sequence[Config], place: str) -> None:
-    """Raise InputError for a configuration that is the same as an earlier one."""
-    seen: set[str] = set()
-    for position, config in enumerate(configurations):
-        key = json.dumps(config, sort_keys=True)
-        if key in seen:
-            raise InputError(f"{place}: [{position}]", "is the same as an earlier one")
-        seen.add(key)
+        kept, over = self._attempts.adopted(self.study)
+        for trial in over:
+            self._writer.end_untold(trial, self._objectives)
+        self._writer.note(kept)

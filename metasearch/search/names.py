@@ -5,8 +5,8 @@ Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.
 `measured DIGEST DEVICE` (what `bench --into` brought back of a network from a device, see `benchmarks.py`), and of a
 companion `latency` (the serial measurements).
 Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
-`curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while a driver
-that stopped in good order has left it to the next one), `spent` (GPU-seconds of its attempts before the last), `role`
+`curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while it waits
+to be run again: a driver that ends meanwhile is no loss), `spent` (GPU-seconds of its attempts before the last), `role`
 of a companion's run.
 
 Imports neither Optuna nor, for SQLite, SQLAlchemy: together they take a third of a second.

@@ -115,12 +115,6 @@ def parse_objectives(names: Sequence[str], *, place: str = "objectives") -> tupl
     return tuple(Objective(name, cast(Direction, METRICS[name])) for name in names)
 
 
-def parse_quantity(text: str, *, place: str = "quantity") -> float:
-    """Return a number with an optional unit in the base unit: "25kB" is 25000, "90%" is 0.9, "3ms" is 0.003."""
-    amount, unit = _amount_and_unit(text, place)
-    return float(amount * UNITS[unit][1])
-
-
 def quantity_in(unit: str | None, quantity: str, *, name: str, place: str) -> float:
     """Return a quantity such as "25kB" in the unit that `name` is counted in.
 

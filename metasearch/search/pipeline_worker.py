@@ -12,26 +12,14 @@ import numpy as np
 import torch
 
 from metasearch.latency.model import LatencyModel
-from metasearch.pipeline import pipeline_steps
+from metasearch.pipeline import Shared, pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search.artefacts import KeptFile, fetch_all, publish
 from metasearch.search.hanging import machines_turn
 from metasearch.search.versions import check_versions
 from metasearch.search.worker import TrialRequest
-from metasearch.tasks import Task, TaskSource, load_task
+from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import Teacher
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What all trials of a worker share. joint: the source task of a joint training. The others: see `run_pipeline`."""
-
-    task: Task
-    teacher: Teacher
-    device: str
-    initial: Mapping[str, Path] = field(default_factory=dict)
-    joint: Task | None = None
-    latency_model: LatencyModel | None = None
 
 
 @dataclass(frozen=True)
@@ -75,17 +63,17 @@ class PipelineWorker:
         )
         bare = replace(teacher, logits={}, features={})
         return cls(
-            source,
-            bare,
-            logits,
-            features,
-            device,
-            threads,
-            initial or {},
-            joint,
-            gpu_memory,
-            dict(versions or {}),
-            latency_model,
+            source=source,
+            teacher=bare,
+            logits=logits,
+            features=features,
+            device=device,
+            threads=threads,
+            initial=initial or {},
+            joint=joint,
+            gpu_memory=gpu_memory,
+            versions=dict(versions or {}),
+            latency_model=latency_model,
         )
 
     def __call__(self) -> Shared:
@@ -114,16 +102,11 @@ def run_request(request: TrialRequest, shared: Shared) -> Generator[EpochReport,
     """Run one trial's pipeline in a worker; what it makes is published whole, at its end."""
     with tempfile.TemporaryDirectory(prefix="metasearch-trial-") as made:
         result = yield from pipeline_steps(
-            shared.task,
+            shared,
             request.config,
-            teacher=shared.teacher,
             seed=request.seed,
-            device=shared.device,
             save_to=None if request.folder is None else Path(made),
             read_test=request.read_test,
-            initial=shared.initial,
-            source=shared.joint,
-            latency_model=shared.latency_model,
         )
         if request.folder is None:
             return result

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from metasearch.models.weights import read_meta
 from metasearch.records import Config
 from metasearch.search.artefacts import KeptFile, check_writable, fetch_all, location
 from metasearch.search.benchmarks import KnownLatency, known_latency
+from metasearch.search.budget import Budget
 from metasearch.search.differences import differences, queue_differences, queued_first
 from metasearch.search.earlier import Decided, decided_space
-from metasearch.search.ledger import check_distinct
 from metasearch.search.objectives import Constraint, parse_objectives
 from metasearch.search.possible import needs_views, possible_with_teacher
 from metasearch.search.priors import WarmStart, choose_priors, prior_names
@@ -73,6 +74,10 @@ class Options:
     decided: Decided = field(default_factory=Decided)
     latency_from: str | None = None
 
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler)
+        Budget(self.trials, self.timeout_s, self.trial_timeout_s, self.gpu_hours)  # which checks them
+
 
 @dataclass(frozen=True)
 class _Inputs:
@@ -92,9 +97,6 @@ def prepare_study(
 
     tell: hears how each prior maps to the space, in a line.
     """
-    check_sampler(options.sampler)
-    if options.trials < 1:
-        raise InputError("--trials", "must be at least 1", options.trials)
     objectives, constraints = _goals(options)
     latency = _latency(storage, options.latency_from, objectives, tell)
     asked = options.space
@@ -128,6 +130,29 @@ def prepare_study(
             return description, _create_by_free_name(storage, stem, description)
         create_study(storage, options.name, description)
     return description, options.name
+
+
+def check_options(storage: RDBStorage, options: Options) -> None:
+    """Raise InputError or NotFoundError for what `prepare_study` will refuse whatever further files it is given.
+
+    For a caller who makes such files, which may take hours.
+    """
+    quiet: Callable[[str], None] = lambda line: None  # noqa: E731 - the priors are told of once
+    objectives, _ = _goals(options)
+    latency = _latency(storage, options.latency_from, objectives, quiet)
+    _warm_start(storage, options, options.space, objectives, latency, quiet)
+    if options.name is not None and study_exists(storage, options.name):
+        raise name_taken(options.name)
+
+
+def check_distinct(configurations: Sequence[Config], place: str) -> None:
+    """Raise InputError for a configuration that is the same as an earlier one."""
+    seen: set[str] = set()
+    for position, config in enumerate(configurations):
+        key = json.dumps(config, sort_keys=True)
+        if key in seen:
+            raise InputError(f"{place}: [{position}]", "is the same as an earlier one")
+        seen.add(key)
 
 
 def _goals(options: Options) -> tuple[list[str], list[str]]:

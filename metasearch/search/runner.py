@@ -21,12 +21,14 @@ from ray import tune
 from ray.air.execution._internal import actor_manager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from metasearch.errors import MetasearchError
+from metasearch.errors import MetasearchError, StorageError
+from metasearch.search.attempts import RETRIES
 from metasearch.search.connect import check_reachable, on_loopback
-from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger
+from metasearch.search.ledger import MOST_LOST, Ledger
 from metasearch.search.placement import check_share, slots
 from metasearch.search.searcher import UNLIMITED, FlagStopper, LedgerSearcher, Limits, Progress, StopByLedger
 from metasearch.search.stopping import StopFlag
+from metasearch.search.store import storage_errors
 from metasearch.search.worker import REPORT_EVERY_S, Evaluate, TrialWorker
 
 
@@ -106,8 +108,6 @@ def drive(
     prepare: called once in every worker; its result is handed to `evaluate` with each request. progress: called after
     every change of the ledger. Raises MetasearchError when MOST_LOST trials in a row were lost to the machine.
     """
-    if stop.is_set():
-        ledger.leave_running()
     if ledger.wanted <= 0 or stop.is_set():
         return
     _set_up_tune(at_once=_most_at_once(resources))
@@ -119,15 +119,42 @@ def drive(
         stop=stop,
         progress=progress or (lambda _: None),
     )
-    worker = tune.with_parameters(
+    worker = _worker_class(ledger, evaluate, prepare, resources=resources, limits=limits, announced=searcher.announced)
+    try:
+        _run_tune(worker, searcher, resources=resources, stop=stop)
+    finally:
+        if searcher.fault is not None:  # what Tune itself raises after it tells less
+            with contextlib.suppress(StorageError), storage_errors(""):  # the fault may be that the storage is away
+                ledger.leave_running(searcher.gpu_seconds_of_running())
+            raise searcher.fault
+    if stop.is_set():
+        ledger.leave_running(searcher.gpu_seconds_of_running())
+    _check_not_lost(ledger)
+
+
+def _worker_class(
+    ledger: Ledger,
+    evaluate: Evaluate,
+    prepare: Callable[[], Any],
+    *,
+    resources: Resources,
+    limits: Limits,
+    announced: bool,
+) -> Any:
+    """Return what Tune makes workers of: TrialWorker with its arguments, which are sent once, not with each trial."""
+    return tune.with_parameters(
         TrialWorker,
         prepare=prepare,
         evaluate=evaluate,
         threads=resources.threads,
         limit_s=limits.trial_s,
         report_every_s=REPORT_EVERY_S if ledger.halving is None else 0.0,  # early stopping looks at every epoch
-        announced=searcher.announced,
+        announced=announced,
     )
+
+
+def _run_tune(worker: Any, searcher: LedgerSearcher, *, resources: Resources, stop: StopFlag) -> None:
+    """Let Tune run trials until the searcher has no more or `stop` is set."""
     with tempfile.TemporaryDirectory(prefix="metasearch-") as scratch:
         # tune.run, not tune.Tuner: the Tuner pickles itself, our searcher and the storage's URL with it, into a file.
         tune.run(
@@ -145,10 +172,10 @@ def drive(
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             verbose=0,
         )
-    if searcher.fault is not None:
-        raise searcher.fault
-    if stop.is_set():
-        ledger.leave_running(searcher.gpu_seconds_of_running())
+
+
+def _check_not_lost(ledger: Ledger) -> None:
+    """Raise MetasearchError where MOST_LOST trials in a row were lost to the machine."""
     if ledger.lost_in_a_row >= MOST_LOST:
         raise MetasearchError(
             f"study {ledger.study.study_name}: {ledger.lost_in_a_row} trials in a row were lost to the machine, "

@@ -30,6 +30,7 @@ from metasearch.pipeline import ONNX_FILE
 from metasearch.records import TrialResult
 from metasearch.search.artefacts import joined, trial_folder
 from metasearch.search.benchmarks import bring_back, known_latency
+from metasearch.search.budget import More
 from metasearch.search.earlier import front_of
 from metasearch.search.launch import run_study
 from metasearch.search.pareto import hypervolume
@@ -130,7 +131,7 @@ def _one_seed(scratch: Path, seed: int, trials: int) -> tuple[tuple[str, ...], d
     )
     _search(storage, scratch, options)
     fronts["new"] = _front(storage, scratch, "new", "new")
-    run_study(storage, "old", resources=Resources(workers=1), final=False, trials=2 * trials)
+    run_study(storage, "old", resources=Resources(workers=1), final=False, more=More(trials=2 * trials))
     fronts["twice"] = _front(storage, scratch, "old", "twice")
     subjects = {each.digest: each for front in fronts.values() for each in front.subjects.values()}
     report = bench(list(subjects.values()), threads=[1], seconds=2 * SECONDS, images=1)

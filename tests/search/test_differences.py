@@ -15,7 +15,7 @@ from metasearch.records import Config
 from metasearch.search import launch, prepare
 from metasearch.search.differences import differences, queued_first
 from metasearch.search.launch import Outcome, run_study
-from metasearch.search.prepare import Options, prepare_study
+from metasearch.search.prepare import Options, check_distinct, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.space import load_space, parse_space
 from metasearch.search.store import StudyDescription, create_study, load_study, study_names
@@ -125,3 +125,9 @@ def test_a_study_of_another_torch_is_not_resumed_unasked(tmp_path: Path) -> None
     create_study(storage, "s", describe(tmp_path, versions={"torch": "1.13.1"}))
     with pytest.raises(InputError, match=r"study s: was made by other versions.*--accept-versions.*torch 1\.13\.1"):
         run_study(storage, "s", resources=Resources())
+
+
+def test_a_configuration_that_is_queued_twice_is_refused() -> None:
+    check_distinct([{"a": 1, "b": 2}, {"a": 1, "b": 3}], "--enqueue")
+    with pytest.raises(InputError, match=r"--enqueue: \[2\]: is the same as an earlier one"):
+        check_distinct([{"a": 1, "b": 2}, {"a": 2}, {"b": 2, "a": 1}], "--enqueue")

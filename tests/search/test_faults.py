@@ -26,7 +26,8 @@ from optuna.trial import TrialState
 
 from metasearch.errors import StorageError
 from metasearch.records import EpochReport, TrialResult
-from metasearch.search.ledger import RETRIES, Ledger, Proposal
+from metasearch.search.attempts import RETRIES
+from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.pareto import dominates
 from metasearch.search.samplers import make_sampler
 from metasearch.search.store import CONTROLS, DESCRIPTION, FAILURE, LOSSES, STOP, is_finished, open_storage

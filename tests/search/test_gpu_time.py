@@ -14,7 +14,9 @@ from optuna.study import Study
 from metasearch.errors import InputError
 from metasearch.records import TrialResult
 from metasearch.search import launch
-from metasearch.search.ledger import RETRIES, Ledger, Proposal
+from metasearch.search.attempts import RETRIES
+from metasearch.search.budget import NO_MORE, More
+from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.samplers import make_sampler
@@ -25,6 +27,7 @@ from metasearch.search.store import create_study
 from metasearch.search.worker import TrialOutcome
 from metasearch.tasks import TaskSource
 from metasearch.teachers import Teacher
+from tests.command_line import Run
 from tests.fakes import describe, new_storage
 
 HALF = Resources(workers=1, gpus=0.5)
@@ -114,11 +117,29 @@ def test_a_worker_that_died_before_its_trial_began_has_used_nothing(study: Study
     assert books.gpu_seconds == 0
 
 
-def test_a_study_with_a_budget_is_not_resumed_without_a_share_of_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hours", "more"), [(1.0, NO_MORE), (None, More(gpu_hours=1.0))])
+def test_a_study_with_a_budget_is_not_resumed_without_a_share_of_a_gpu(
+    hours: float | None, more: More, tmp_path: Path
+) -> None:
     storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
-    create_study(storage, "s", describe(tmp_path, gpu_hours=1.0))
+    create_study(storage, "s", describe(tmp_path, gpu_hours=hours))
     with pytest.raises(InputError, match="--gpus-per-trial: must be given: the study has a budget of GPU-hours"):
-        launch.run_study(storage, "s", resources=Resources())
+        launch.run_study(storage, "s", resources=Resources(), more=more)
+
+
+def test_the_command_line_gives_a_study_more(metasearch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[More] = []
+
+    def run_study(*_: object, more: More, **__: object) -> None:
+        given.append(more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "run_study", run_study)
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    new_storage(url)
+    flags = ["--trials", "64", "--gpu-hours", "2.5", "--timeout", "90s"]
+    assert metasearch("resume", "s", *flags, "--storage", url)[0] == 130
+    assert given == [More(64, 90.0, 2.5)]
 
 
 SPACE = """
@@ -154,6 +175,11 @@ def test_the_final_runs_are_made_in_full_although_the_search_has_used_its_budget
     outcome = launch.run_study(storage, "s", resources=HALF)
     assert bounds == [Limits(gpu_hours=1.0), Limits()]
     assert outcome.stopped == ""
+    heard: list[str] = []
+    monkeypatch.setattr(launch.Watcher, "stage", lambda _, line: heard.append(line))
+    launch.run_study(storage, "s", resources=HALF, more=More(gpu_hours=2.0), final=False)
+    assert bounds[2:] == [Limits(gpu_hours=2.0)]
+    assert heard[-1] == "the study's 2 GPU-hours are used up: --gpu-hours gives it more"
     runs = optuna.load_study(study_name="s/controls", storage=storage)
     assert {trial.state.name for trial in runs.trials} == {"COMPLETE"}
     assert "latency" in runs.user_attrs

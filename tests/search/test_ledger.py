@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from metasearch.errors import InputError
 from metasearch.records import EpochReport, TrialResult
+from metasearch.search.attempts import RETRIES
 from metasearch.search.early_stopping import SuccessiveHalving
-from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, check_distinct, trial_seed
+from metasearch.search.ledger import MOST_LOST, Ledger, Proposal, trial_seed
 from metasearch.search.objectives import Constraint
 from metasearch.search.samplers import make_sampler
-from metasearch.search.store import FAILURE, LOST, RESULT, is_finished
+from metasearch.search.store import FAILURE, LEFT, LOSSES, LOST, RESULT, is_finished
 from tests.fakes import new_storage
 
 CURVE = [EpochReport("distill", epoch, 3, 0.1, 0.5, 10, 0.1, 1.0, 0.1) for epoch in (1, 2)]
@@ -203,11 +203,24 @@ def test_a_driver_that_stops_in_good_order_loses_no_trial(study: Study) -> None:
         books.leave_running()
 
 
-def test_a_stop_before_an_adopted_trial_was_asked_again_loses_none_either(study: Study) -> None:
-    ledger(study).ask()
+@pytest.mark.parametrize("end", ["stop", "death"])
+@pytest.mark.parametrize("before", ["left", "lost with its worker", "lost with its driver"])
+def test_a_driver_that_ends_before_an_adopted_trial_is_asked_again_loses_none(
+    study: Study, before: str, end: str
+) -> None:
+    first = ledger(study)
+    first.ask()
+    if before == "left":
+        first.leave_running()
+    elif before == "lost with its worker":
+        first.tell_lost(0, "the worker died", {})
     for _ in range(RETRIES + 3):
-        ledger(study).leave_running()
+        books = ledger(study)
+        if end == "stop":
+            books.leave_running()
     assert ledger(study).ask()[0] == 0
+    assert study.trials[0].user_attrs[LEFT] is False  # what ends this driver now is a loss
+    assert study.trials[0].user_attrs.get(LOSSES, 0) == (before != "left")
 
 
 @pytest.mark.parametrize("end", ["COMPLETE", "PRUNED", "FAIL"])
@@ -368,16 +381,10 @@ def test_a_folder_that_cannot_be_removed_does_not_end_the_search(
     assert folders(tmp_path) == ["trial-00000"]
 
 
-# Seeds and the queue
+# Seeds
 
 
 def test_a_trials_seed_depends_on_the_studys_seed_and_its_number_alone() -> None:
     seeds = {trial_seed(study, number) for study in range(5) for number in range(100)}
     assert len(seeds) == 500
     assert trial_seed(1, 2) == trial_seed(1, 2)
-
-
-def test_a_configuration_that_is_queued_twice_is_refused() -> None:
-    check_distinct([{"a": 1, "b": 2}, {"a": 1, "b": 3}], "--enqueue")
-    with pytest.raises(InputError, match=r"--enqueue: \[2\]: is the same as an earlier one"):
-        check_distinct([{"a": 1, "b": 2}, {"a": 2}, {"b": 2, "a": 1}], "--enqueue")

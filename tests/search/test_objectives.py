@@ -17,30 +17,33 @@ from metasearch.search.objectives import (
     Constraint,
     Objective,
     parse_objectives,
-    parse_quantity,
+    quantity_in,
 )
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("unit", "text", "value"),
     [
-        ("25kB", 25_000),
-        ("1.5 MB", 1_500_000),
-        ("2GB", 2e9),
-        ("100B", 100),
-        ("3k", 3000),
-        ("10M", 1e7),
-        ("1G", 1e9),
-        ("90%", 0.9),
-        ("3ms", 0.003),
-        ("2s", 2),
-        ("1e-3", 0.001),
-        (".5", 0.5),
-        ("-4", -4),
+        ("B", "25kB", 25_000),
+        ("B", "1.5 MB", 1_500_000),
+        ("B", "2GB", 2e9),
+        ("B", "100B", 100),
+        ("", "3k", 3000),
+        ("", "10M", 1e7),
+        ("", "1G", 1e9),
+        ("%", "90%", 0.9),
+        (None, "90%", 0.9),
+        ("ms", "3ms", 3),
+        ("s", "3ms", 0.003),
+        ("s", "2s", 2),
+        ("ms", "2m", 120_000),
+        ("", "1e-3", 0.001),
+        (None, ".5", 0.5),
+        (None, "-4", -4),
     ],
 )
-def test_quantity_is_in_base_units(text: str, value: float) -> None:
-    assert parse_quantity(text) == value
+def test_quantity_is_in_the_unit_asked_for(unit: str | None, text: str, value: float) -> None:
+    assert quantity_in(unit, text, name="it", place="quantity") == value
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_quantity_is_in_base_units(text: str, value: float) -> None:
 )
 def test_bad_quantity_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        parse_quantity(text)
+        quantity_in(None, text, name="it", place="quantity")
     assert str(caught.value) == message
 
 

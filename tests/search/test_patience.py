@@ -20,6 +20,7 @@ from metasearch.search.driver_storage import DriverStorage
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.patience import Patience, is_away
 from metasearch.search.samplers import make_sampler
+from metasearch.search.writing import TrialWriter
 from tests.fakes import new_storage
 
 AWAY = sqlalchemy.exc.OperationalError("SELECT 1", {}, sqlite3.OperationalError("connection refused"))
@@ -139,13 +140,14 @@ def test_exactly_n_trials_are_finished_whatever_the_storage_loses(
 def test_losses_and_marks_are_written_when_the_storage_is_back(faulty: tuple[Study, Faults]) -> None:
     study, faults = faulty
     books = Ledger(study, propose, target=2, seed=1, objectives=("val_accuracy", "macs"))
-    number, _, _ = books.ask()
+    for _ in range(2):
+        books.ask()
     faults.statements = 3
-    books.tell_lost(number, "its worker died", {})
+    books.tell_lost(0, "its worker died", {})
     faults.statements = 3
     books.leave_running()
-    attributes = study.get_trials(deepcopy=False)[number].user_attrs
-    assert (attributes["losses"], attributes["left"]) == (1, True)
+    lost, left = study.get_trials(deepcopy=False)
+    assert (lost.user_attrs, left.user_attrs) == ({"losses": 1, "left": True}, {"left": True})
 
 
 def test_a_search_that_is_to_stop_still_writes_what_it_leaves_and_all_of_it_at_once(
@@ -165,6 +167,23 @@ def test_a_search_that_is_to_stop_still_writes_what_it_leaves_and_all_of_it_at_o
     assert len(written) == 1
 
 
+def test_a_trial_whose_end_was_written_without_an_answer_keeps_no_other_from_being_left(
+    faulty: tuple[Study, Faults],
+) -> None:
+    study, faults = faulty
+    books = Ledger(
+        study, propose, target=2, seed=1, objectives=("val_accuracy", "macs"), patience=Patience(give_up_s=0.0)
+    )
+    for _ in range(2):
+        books.ask()
+    faults.lost_answers = 1
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        books.tell_failure(0, "diverged", "nan", {})
+    books.leave_running()
+    ended, left = study.get_trials(deepcopy=False)
+    assert (ended.state, left.user_attrs) == (TrialState.FAIL, {"left": True})
+
+
 @pytest.mark.parametrize("kind", ["statements", "lost_answers"])
 def test_a_driver_that_adopts_trials_waits_for_its_storage_too_and_counts_each_loss_once(
     faulty: tuple[Study, Faults], kind: str, monkeypatch: pytest.MonkeyPatch
@@ -173,13 +192,13 @@ def test_a_driver_that_adopts_trials_waits_for_its_storage_too_and_counts_each_l
     dead = Ledger(study, propose, target=3, seed=1, objectives=("val_accuracy", "macs"))
     for _ in range(3):
         dead.ask()
-    note = Ledger._note
+    note = TrialWriter.note
 
     def faulty_note(*arguments: Any) -> None:
         setattr(faults, kind, 2)
         note(*arguments)
 
-    monkeypatch.setattr(Ledger, "_note", faulty_note)
+    monkeypatch.setattr(TrialWriter, "note", faulty_note)
     again = Ledger(study, propose, target=3, seed=1, objectives=("val_accuracy", "macs"))
     setattr(faults, kind, 0)
     assert again.wanted == 3

@@ -20,16 +20,18 @@ import optuna
 import pytest
 import torch
 from optuna.study import Study
+from ray import tune
 
 from metasearch import run as run_module
 from metasearch.errors import InputError, MetasearchError, StorageError, TrialFailure
-from metasearch.pipeline import pipeline_steps
+from metasearch.pipeline import Shared, pipeline_steps
 from metasearch.records import EpochReport, TrialResult
 from metasearch.search import pipeline_worker, store
 from metasearch.search import searcher as searcher_module
+from metasearch.search.attempts import RETRIES
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.hanging import MACHINE_S, Watch
-from metasearch.search.ledger import MOST_LOST, RETRIES, Ledger, Proposal, trial_seed
+from metasearch.search.ledger import MOST_LOST, Ledger, Proposal, trial_seed
 from metasearch.search.patience import Patience
 from metasearch.search.runner import Resources, drive, ray_running
 from metasearch.search.samplers import make_sampler
@@ -197,7 +199,7 @@ def test_a_pipeline_that_runs_out_of_memory_is_a_failure_of_its_configuration(
     monkeypatch.setattr(run_module, "train", train)
     task = load_task(TaskSource("digits"))
     config = {"student.family": "mlp", "student.width": 4, "student.depth": 1, "alpha": 0.0}
-    outcome = outcome_of(lambda request, shared: pipeline_steps(task, config))
+    outcome = outcome_of(lambda request, shared: pipeline_steps(Shared(task), config))
     assert outcome.failure is not None
     assert outcome.failure["reason"] == "out_of_memory"
     assert "\n" not in outcome.failure["message"]
@@ -347,6 +349,26 @@ def test_a_storage_that_is_locked_too_long_ends_the_search_and_nothing_told_is_l
     assert_done(study, 8)
 
 
+@pytest.mark.parametrize("tune_raises", [False, True])
+def test_a_fault_of_the_driver_is_raised_as_it_was_and_no_trial_is_lost_by_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tune_raises: bool
+) -> None:
+    def run(worker: None, search_alg: LedgerSearcher, **_: object) -> None:
+        search_alg.suggest("a")
+        assert search_alg.suggest("b") == "FINISHED"
+        if tune_raises:
+            raise RuntimeError("Tune's own")
+
+    def progress(books: Ledger) -> None:
+        raise ValueError("the driver's fault")
+
+    monkeypatch.setattr(tune, "with_parameters", lambda *_, **__: None)
+    monkeypatch.setattr(tune, "run", run)
+    with pytest.raises(ValueError, match="the driver's fault"):
+        drive(ledger(study, 4), evaluation(nothing), prepared, resources=TWO, stop=StopFlag(), progress=progress)
+    assert [trial.user_attrs for trial in study.trials] == [{LEFT: True}]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_as_many_trials_run_at_once_as_fit_and_a_metric_that_is_not_finite_stops_nothing(study: Study) -> None:
@@ -441,7 +463,7 @@ def test_a_trial_is_published_within_the_machines_time_not_its_own(
 
     monkeypatch.setattr(pipeline_worker, "pipeline_steps", steps)
     monkeypatch.setattr(pipeline_worker, "publish", publish)
-    shared = pipeline_worker.Shared(load_task(TaskSource("digits")), Teacher("none", 0, {}, {}), "cpu")
+    shared = Shared(load_task(TaskSource("digits")), Teacher("none", 0, {}, {}))
     worker = worker_of(pipeline_worker.run_request, lambda: shared, limit_s=60.0)
     worker.reset_config({"request": TrialRequest(0, {}, seed=3, folder=str(tmp_path))})
     worker.step()

@@ -140,6 +140,7 @@ def test_a_worker_has_what_the_driver_has() -> None:
     shared = PipelineWorker.of(source, teacher, device="cpu", threads=1)()
     task, received, device = shared.task, shared.teacher, shared.device
     assert (task.name, device) == ("digits", "cpu")
+    assert received is not None
     for sent, got in ((teacher.logits, received.logits), (teacher.features, received.features)):
         assert sent.keys() == got.keys()
         assert all(torch.equal(values, got[name]) for name, values in sent.items())
