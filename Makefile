@@ -2,8 +2,9 @@
 VENV := .venv
 RUN := $(VENV)/bin
 PYTHON ?= python3
-# Two processes, a file of tests in one of them: a third of the time is waiting for Ray, databases and browsers.
-PYTEST := $(RUN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes on two cores, a file of tests in one of them: a third of the time is waiting for Ray, databases and
+# browsers. One thread each: more would wait for each other in loops that take the cores.
+PYTEST := OMP_NUM_THREADS=1 $(RUN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: search test check bench bench-transfer format priors
 

@@ -35,6 +35,7 @@ def status_of(address: str, *, method: str = "GET", host: str | None = None) -> 
         return error.code
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_a_copy_that_goes_with_it(url: str, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -400,6 +400,7 @@ class GroupsAndResize(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Attention, GroupsAndResize])
 def test_networks_that_torch_exports_have_known_sizes(build: type[nn.Module], tmp_path: Path) -> None:
     network = deployable(build().eval(), normalisation=Normalisation((1 / 255,), (0.0,)), input_shape=(1, 12, 12))

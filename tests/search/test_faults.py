@@ -317,7 +317,7 @@ def test_a_search_that_is_interrupted_stopped_and_terminated_ends_as_one_that_wa
 def test_the_time_limit_ends_the_search_and_the_final_runs_still_happen(
     metasearch_home: Path, launch: tuple[str, ...]
 ) -> None:
-    command = (*launch, "--trials", "100000", "--timeout", "25s")
+    command = (*launch, "--trials", "100000", "--timeout", "30s")
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     url = f"sqlite:///{metasearch_home / 'studies.db'}"

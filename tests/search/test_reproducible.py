@@ -168,6 +168,7 @@ def test_searches_interrupted_after_the_same_trial_go_on_the_same(tmp_path: Path
     assert first == trials("second")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "transfer"])
 def test_trials_that_are_planned_several_at_once_are_the_same_again_and_all_different(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
