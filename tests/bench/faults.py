@@ -10,7 +10,7 @@ from tests.cluster import ray_cluster
 from tests.fault_run import FaultRun, Plan, small_disk
 from tests.postgresql import programs, serving
 
-FULL = Plan(trials=200, seed=1)
+FULL = Plan(trials=200, seed=1, epochs=90)
 QUICK = Plan(trials=24, seed=1, gap_s=(2.0, 4.0), cut_s=5.0, full_s=3.0, again=5, epochs=3)
 LEAST_FAULTS = 30
 
