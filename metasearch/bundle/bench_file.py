@@ -28,6 +28,7 @@ from metasearch.bundle.schema import (
 )
 from metasearch.errors import InputError
 from metasearch.functions import first_line
+from metasearch.latency.measured import LEAST_MS
 from metasearch.latency.work import CONVOLUTIONS, INPUT, KINDS
 
 MOST_BYTES = 64 * 2**20
@@ -103,7 +104,7 @@ TIMES: Mapping[str, Check] = {
     "batch": POSITIVE,
     "runs": POSITIVE,
 }
-CPU_TIMES: Mapping[str, Check] = {"cpu_ms": MILLISECONDS, "cpu_spread_ms": MILLISECONDS}
+CPU_TIMES: Mapping[str, Check] = {"cpu_ms": _number(LEAST_MS, 1e9), "cpu_spread_ms": MILLISECONDS}
 """Of one thread alone."""
 WORK = _row(one(lambda v: isinstance(v, str) and v in KINDS, f"one of {', '.join(KINDS)}"), FLAG, *4 * [COUNT])
 DEVICE: Mapping[str, Check] = {

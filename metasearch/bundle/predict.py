@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
+SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+"""The head of a JPEG's scan: none with another length is decoded."""
 MOST_SCANS = 100
 """Of a JPEG: each goes over all of its pixels, and may have 42 bytes. For a JPEG in a TIFF, libtiff has this limit."""
 GREY_MODES = frozenset(("1", "L", "I;16", "I;16B", "I;16L", "I"))
@@ -43,12 +46,11 @@ def read_image(
     channels, height, width = input_shape
     size = (width, height)
     try:
-        content = Path(file).read_bytes() if isinstance(file, (str, Path)) else file.read()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MOST_SCANS:
-                raise ImageError(f"has more than {MOST_SCANS} scans")
+        with Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > most_pixels:
                 raise ImageError(f"has {opened.width}x{opened.height} pixels, more than {most_pixels}")
+            if opened.format in ("JPEG", "MPO") and len(SCAN.findall(_content(file))) > MOST_SCANS:
+                raise ImageError(f"has more than {MOST_SCANS} scans")
             if opened.size != size:
                 opened.draft(opened.mode, (2 * width, 2 * height))  # JPEG: decodes at 1/2, 1/4 or 1/8, much faster
             image = _to_mode(opened, "L" if channels == 1 else "RGB")
@@ -64,6 +66,17 @@ def read_image(
     except Exception as error:  # a damaged file fails anywhere in Pillow, with any exception
         raise ImageError(f"cannot be read as an image ({_first_line(error)})") from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _content(file: str | Path | BinaryIO) -> bytes:
+    """Return all that is in a file; an open one stays where it is."""
+    if isinstance(file, (str, Path)):
+        return Path(file).read_bytes()
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    return content
 
 
 def read_rows(file: str | Path | BinaryIO, input_shape: tuple[int, ...]) -> np.ndarray:

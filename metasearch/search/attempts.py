@@ -68,4 +68,5 @@ class Attempts:
     def left(self, number: int, seconds: float) -> dict[str, Any]:
         """Count the GPU time of an attempt that came to nothing, of a trial that is to be run again."""
         self._spent[number] = self._spent.get(number, 0.0) + seconds
-        return {LEFT: True} | ({SPENT: self._spent[number]} if seconds else {})
+        spent, losses = self._spent[number], self._losses[number]  # these, too: the note of a loss may have failed
+        return {LEFT: True} | ({SPENT: spent} if spent else {}) | ({LOSSES: losses} if losses else {})

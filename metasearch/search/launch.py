@@ -42,7 +42,7 @@ from metasearch.search.searcher import GPU_HOURS_USED, Limits
 from metasearch.search.space import Space
 from metasearch.search.starts import possible_with_files
 from metasearch.search.stopping import StopFlag, stopping_on_signals
-from metasearch.search.store import DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
+from metasearch.search.store import CONTROLS, DESCRIPTION, StudyDescription, description_of, load_study, storage_errors
 from metasearch.search.versions import version_differences, versions_here
 from metasearch.tasks import Task, TaskSource, load_task
 from metasearch.teachers import Teacher, TeacherSource, teacher_for
@@ -88,18 +88,21 @@ def run_study(
 ) -> Outcome:
     """Drive a study, new or interrupted, to its target, then its final runs and controls.
 
-    more: than what the study says that it may use. accept_versions: go on although other versions made it. Raises
-    StorageError while another driver runs it, InputError if its task or what computes its trials has changed.
+    more: than what the study says that it may use; its timeout_s is of this driver alone. accept_versions: go on
+    although other versions made it. Raises StorageError while another driver runs it, InputError if its task or what
+    computes its trials has changed.
     """
     with storage_errors(str(storage.url)):
+        if name.endswith(CONTROLS):
+            raise InputError(f"study {name}", "is of the controls of another, and is driven with it")
         study = load_study(storage, name)
         description = description_of(study)
-        enlarged = replace(description, **vars(_budget(description).enlarged(more)))
+        budget = _budget(description).enlarged(more)
         different = [] if accept_versions else version_differences(description.versions)
         if different:
             rule = "was made by other versions, with which its trials may not compare: --accept-versions goes on"
             raise InputError(f"study {name}", rule, "; ".join(different))
-        if enlarged.gpu_hours is not None and not resources.gpus:
+        if budget.gpu_hours is not None and not resources.gpus:
             raise InputError("--gpus-per-trial", "must be given: the study has a budget of GPU-hours")
         if resources.address is None:
             check_fits_here(resources.gpus)
@@ -108,13 +111,17 @@ def run_study(
         lease = Lease(study, on_stop=stop.set, tell=heard.stage)
         lease.acquire()
         try:
+            description = description_of(load_study(storage, name))  # another driver's work, if it was waited for
+            budget = _budget(description).enlarged(more)
+            enlarged = replace(description, trials=budget.trials, gpu_hours=budget.gpu_hours)
             if enlarged != description:
                 study.set_user_attr(DESCRIPTION, asdict(enlarged))
             claim(joined(description.artefacts, name), storage)
             for config in description.enqueue[len(queued_first(study)) :]:  # all, or what a dead driver left of them
                 study.enqueue_trial(config)
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
-                return _Search(storage, study, enlarged, resources, heard, stop).run(final=final)
+                search = _Search(storage, study, enlarged, resources, heard, stop, budget.timeout_s)
+                return search.run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
             return Outcome(study, stopped=stop.reason or "interrupted")
         finally:
@@ -164,6 +171,7 @@ class _Search:
     resources: Resources
     watcher: Watcher
     stop: StopFlag
+    timeout_s: float | None = None
 
     def run(self, *, final: bool) -> Outcome:
         d = self.description
@@ -198,8 +206,9 @@ class _Search:
             versions={} if self.resources.address is None else versions_here(),
             latency_model=None if latency is None else latency.model,
         )
-        timer = Timer(d.timeout_s, self.stop.end_trials, [TIME_USED]) if d.timeout_s is not None else None
-        if timer is not None:
+        timer = None
+        if self.timeout_s is not None:
+            timer = Timer(self.timeout_s, self.stop.end_trials, [TIME_USED])
             timer.daemon = True
             timer.start()
         with ray_running(self.resources):

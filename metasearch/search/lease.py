@@ -67,6 +67,8 @@ class Lease:
             while not self._swap(self._free_lease()):
                 if _read(self._engine, self._study_id, LEASE) is not None:  # else given back between look and swap
                     raise StorageError(f"study {self._name}: another driver has just started")
+                if not self._study_exists():
+                    raise NotFoundError(f"study {self._name}: was deleted meanwhile")
         except BaseException:
             _held.discard(self._identity["token"])
             raise
@@ -156,8 +158,11 @@ class Lease:
         new = json.dumps({**self._identity, "time": time.time()})
         try:
             with self._engine.begin() as connection:
-                if held is None:
-                    statement = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:id, :key, :new)"
+                if held is None:  # not for a study that was deleted, which SQLite would take
+                    statement = (
+                        "INSERT INTO study_user_attributes (study_id, key, value_json) "
+                        "SELECT study_id, :key, :new FROM studies WHERE study_id = :id"
+                    )
                 else:
                     statement = (
                         "UPDATE study_user_attributes SET value_json = :new "
@@ -170,6 +175,11 @@ class Lease:
         if swapped:
             self._text = new
         return swapped
+
+    def _study_exists(self) -> bool:
+        with self._engine.begin() as connection:
+            found = connection.execute(text("SELECT 1 FROM studies WHERE study_id = :id"), {"id": self._study_id})
+            return found.first() is not None
 
     def _forget_stop(self) -> None:
         with self._engine.begin() as connection:

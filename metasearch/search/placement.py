@@ -19,11 +19,15 @@ def check_share(gpus: float) -> None:
 
 
 def check_fits_here(gpus: float) -> None:
-    """Raise InputError where no trial of so many GPUs would ever run on this machine."""
+    """Raise InputError where no trial of so many GPUs would ever run on this machine.
+
+    Where the caller runs Ray already, trials run on its nodes, whatever this one has.
+    """
     if gpus:
+        import ray
         import torch
 
-        if gpus > (devices := torch.cuda.device_count()):
+        if not ray.is_initialized() and gpus > (devices := torch.cuda.device_count()):
             raise InputError("--gpus-per-trial", f"no trial fits this machine's GPUs: there are {devices}", gpus)
 
 

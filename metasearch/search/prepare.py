@@ -140,7 +140,10 @@ def check_options(storage: RDBStorage, options: Options) -> None:
     quiet: Callable[[str], None] = lambda line: None  # noqa: E731 - the priors are told of once
     objectives, _ = _goals(options)
     latency = _latency(storage, options.latency_from, objectives, quiet)
-    _warm_start(storage, options, options.space, objectives, latency, quiet)
+    space = decided_space(storage, options.space, options.decided, tell=quiet)
+    _warm_start(storage, options, space, objectives, latency, quiet)
+    check_distinct(options.enqueue, "--enqueue")
+    check_writable(location(options.artefacts or str(artefact_folder())))
     if options.name is not None and study_exists(storage, options.name):
         raise name_taken(options.name)
 

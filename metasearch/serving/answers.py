@@ -20,7 +20,7 @@ from metasearch.functions import first_line
 
 TOP = 10
 """Classes of an answer, the most probable first."""
-MOST_PIXELS = 25_000_000
+MOST_PIXELS, MOST_FORM_PIXELS = 25_000_000, 100_000_000
 """Of an image, or of all in a form, by their headers: 100 MB once they are decoded with their transparency."""
 MOST_ROWS = 1000
 
@@ -45,13 +45,16 @@ def answer_bodies(classifier: Classifier, bodies: Sequence[bytes]) -> list[Answe
 
 
 def check_pixels(images: Sequence[bytes]) -> None:
-    """Raise ImageError where images have more than MOST_PIXELS together, by their headers; damaged ones have none."""
+    """Raise ImageError where images have more than MOST_FORM_PIXELS together, by their headers.
+
+    Damaged ones have none.
+    """
     total = 0
     for content in images:
         with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as opened:  # `read_image` says why
             total += opened.width * opened.height
-        if total > MOST_PIXELS:
-            raise ImageError(f"the images must have at most {MOST_PIXELS} pixels together")
+        if total > MOST_FORM_PIXELS:
+            raise ImageError(f"the images must have at most {MOST_FORM_PIXELS} pixels together")
 
 
 def read_json_rows(body: bytes, features: int) -> np.ndarray:

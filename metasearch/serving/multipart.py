@@ -9,7 +9,7 @@ MOST_HEADER_BYTES = 4096
 # `email` would read RFC 2231's forms, too, filename*=..., which RFC 7578 forbids (4.2) and which fail in many ways
 BOUNDARY = re.compile(r';\s*boundary=(?:"([ !#-~]{0,69}[!#-~])"|([!#-:<-~]{1,70}))\s*(?:;|$)', re.IGNORECASE)
 DISPOSITION = re.compile(r"^content-disposition:(.*)$", re.IGNORECASE | re.MULTILINE)
-FILE_NAME = re.compile(r';\s*filename=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE)
+PARAMETER = re.compile(r';\s*([\w*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))')
 
 
 class MultipartError(ValueError):
@@ -54,5 +54,6 @@ def _part(body: bytes, start: int, end: int) -> tuple[str, bytes]:
         raise MultipartError("each part must have a header, an empty line and a content")
     header = body[start:middle].decode("utf-8", "replace").replace("\r\n", "\n")
     disposition = DISPOSITION.search(header)
-    name = FILE_NAME.search(disposition[1]) if disposition else None
-    return re.sub(r'\\(["\\])', r"\1", name[1] or name[2] or "") if name else "", body[middle + 4 : end]
+    parameters = PARAMETER.finditer(disposition[1]) if disposition else ()
+    name = next((each[2] or each[3] or "" for each in parameters if each[1].lower() == "filename"), "")
+    return re.sub(r'\\(["\\])', r"\1", name), body[middle + 4 : end]

@@ -143,6 +143,8 @@ def test_the_scans_of_a_jpeg_are_limited_before_any_is_decoded() -> None:
     assert read_image(io.BytesIO(repeated + end), (3, 8, 8)).shape == (3, 8, 8)
     with pytest.raises(ImageError, match="has more than 100 scans"):
         read_image(io.BytesIO(repeated + scan + end), (3, 8, 8))
+    trailer = 2 * MOST_SCANS * b"\xff\xda"  # as a camera's film or depth map behind the photograph has by chance
+    assert read_image(io.BytesIO(whole + end + trailer), (3, 8, 8)).shape == (3, 8, 8)
 
 
 def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:

@@ -229,8 +229,11 @@ def test_fewer_inputs_are_run_at_once_of_a_network_that_computes_much(
 
     monkeypatch.setattr(parity, "logits_of", counted)
     _, findings = verify_bundle(stand_in)
-    assert batches == [5, 1]
-    assert ["on 6 inputs" in finding.message for finding in findings if finding.check == "program"] == [True]
+    assert set(batches[:-1]) == {5}
+    assert 0 < batches[-1] < 5
+    assert [f"on {sum(batches)} inputs" in finding.message for finding in findings if finding.check == "program"] == [
+        True
+    ]
 
 
 def test_other_weights_of_the_same_network_are_refused(stand_in: Path) -> None:

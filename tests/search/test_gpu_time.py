@@ -14,16 +14,17 @@ from optuna.study import Study
 from metasearch.errors import InputError
 from metasearch.records import TrialResult
 from metasearch.search import launch
-from metasearch.search.attempts import RETRIES
+from metasearch.search.attempts import RETRIES, Attempts
 from metasearch.search.budget import NO_MORE, More
 from metasearch.search.ledger import Ledger, Proposal
+from metasearch.search.names import LEFT, LOSSES, SPENT
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.samplers import make_sampler
 from metasearch.search.searcher import GPU_HOURS_USED, LedgerSearcher, Limits
 from metasearch.search.space import parse_space
 from metasearch.search.stopping import StopFlag
-from metasearch.search.store import create_study
+from metasearch.search.store import create_study, description_of, load_study
 from metasearch.search.worker import TrialOutcome
 from metasearch.tasks import TaskSource
 from metasearch.teachers import Teacher
@@ -125,6 +126,37 @@ def test_a_study_with_a_budget_is_not_resumed_without_a_share_of_a_gpu(
     create_study(storage, "s", describe(tmp_path, gpu_hours=hours))
     with pytest.raises(InputError, match="--gpus-per-trial: must be given: the study has a budget of GPU-hours"):
         launch.run_study(storage, "s", resources=Resources(), more=more)
+
+
+def test_a_time_limit_is_of_one_driver_and_what_adds_up_is_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float | None] = []
+
+    def run(search: launch._Search, **_: object) -> launch.Outcome:
+        limits.append(search.timeout_s)
+        return launch.Outcome(search.study)
+
+    monkeypatch.setattr(launch._Search, "run", run)
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    create_study(storage, "s", describe(tmp_path, trials=8))
+    launch.run_study(storage, "s", resources=Resources(), more=More(trials=9, timeout_s=60.0))
+    launch.run_study(storage, "s", resources=Resources())
+    assert limits == [60.0, None]
+    assert description_of(load_study(storage, "s")).trials == 9
+
+
+def test_the_controls_of_a_study_are_not_driven_alone(tmp_path: Path) -> None:
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    with pytest.raises(InputError, match="study s/controls: is of the controls of another, and is driven with it"):
+        launch.run_study(storage, "s/controls", resources=Resources())
+
+
+def test_what_is_left_of_an_attempt_says_all_that_is_known_of_the_earlier_ones() -> None:
+    attempts = Attempts()
+    attempts.lost(3)
+    attempts.left(3, 5.0)  # whose note the storage never got
+    assert attempts.left(3, 0.0) == {LEFT: True, SPENT: 5.0, LOSSES: 1}
 
 
 def test_the_command_line_gives_a_study_more(metasearch: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

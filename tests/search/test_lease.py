@@ -142,6 +142,13 @@ def test_a_driver_on_another_host_is_alive_as_long_as_it_renews_whatever_its_clo
     lease.release()
 
 
+def test_there_is_no_lease_of_a_study_that_is_deleted_meanwhile(study: Study) -> None:
+    lease = Lease(study, on_stop=quiet)
+    optuna.delete_study(study_name="s", storage=study._storage)
+    with pytest.raises(NotFoundError, match="study s: was deleted meanwhile"):
+        lease.acquire()
+
+
 @pytest.mark.usefixtures("short_lease")
 def test_a_fresh_lease_of_another_host_is_waited_for_until_it_has_run_out(study: Study) -> None:
     hold(study, host="elsewhere")

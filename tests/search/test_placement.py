@@ -71,6 +71,8 @@ def test_more_gpus_than_this_machine_has_are_refused(monkeypatch: pytest.MonkeyP
         check_fits_here(gpus)
     with pytest.raises(InputError, match="no trial fits this machine's GPUs: there are 2, got 3"):
         check_fits_here(3.0)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    check_fits_here(3.0)  # on the caller's own cluster
 
 
 @pytest.mark.parametrize(("gpus", "share"), [(0.0, None), (0.25, 0.25), (1.0, None), (2.0, None)])

@@ -84,10 +84,11 @@ def test_images_of_a_form_may_have_so_many_pixels_together() -> None:
     Image.new("1", (1, 1)).save(file, "GIF")
     gif, app = bytearray(file.getvalue()), open_app(make_service())
     gif[6:10] = 2 * (5000).to_bytes(2, "little")
-    assert predicted(app, parts(("a", bytes(gif)), ("b", b"damaged")), headers=MULTIPART).status == 200
-    answer = predicted(app, parts(("a", bytes(gif)), ("b", bytes(gif))), headers=MULTIPART)
+    most = [(str(number), bytes(gif)) for number in range(4)]
+    assert predicted(app, parts(*most, ("b", b"damaged")), headers=MULTIPART).status == 200
+    answer = predicted(app, parts(*most, ("b", file.getvalue())), headers=MULTIPART)
     assert answer.status == 400
-    assert answer.json() == {"error": "the images must have at most 25000000 pixels together"}
+    assert answer.json() == {"error": "the images must have at most 100000000 pixels together"}
 
 
 def test_a_body_in_pieces_is_refused_as_soon_as_it_is_too_large() -> None:

@@ -80,6 +80,7 @@ def test_a_content_type_without_a_boundary_is_refused(content_type: str) -> None
         ("content-disposition:form-data;FileName=a.png;x=y", "a.png"),
         ('X-Y: z; filename="b"\r\nContent-Disposition: form-data; filename="a;b \\"c\\".png"', 'a;b "c".png'),
         ("Content-Type: image/png; name=a.png", ""),
+        ('Content-Disposition: form-data; name="x; filename=evil"; filename="b.png"', "b.png"),
     ],
 )
 def test_a_part_has_the_plain_file_name_of_its_disposition_or_none(header: str, name: str) -> None:
