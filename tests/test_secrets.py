@@ -101,7 +101,7 @@ def test_a_search_shows_the_password_of_its_storage_nowhere(
         )
         while search.poll() is None:
             family.look()
-            time.sleep(0.1)
+            time.sleep(0.3)
     assert search.returncode == 0, said.read_text()
 
     for part in ("metasearch launch", "raylet", "gcs_server", "ray::"):  # all have been seen

@@ -67,7 +67,7 @@ def test_a_report_of_an_earlier_version_lacks_only_what_it_did_not_know(tmp_path
         (("networks", 0, "macs"), -1, "report.networks[0].macs: must be a whole number, at least 0"),
         (("networks", 0, "accuracy", "val"), 1.5, "report.networks[0].accuracy.val: must be a number in [0, 1]"),
         ((*COST, "ms"), MISSING, "report.networks[0].threads.1.ms: must be given"),
-        ((*COST, "cpu_ms"), -1.0, "report.networks[0].threads.1.cpu_ms: must be a number from 0 to 1e+09"),
+        ((*COST, "cpu_ms"), -1.0, "report.networks[0].threads.1.cpu_ms: must be a number from 1e-06 to 1e+09"),
         ((*COST, "cpu_spread_ms"), MISSING, "report.networks[0].threads.1: must have both of cpu_ms, cpu_spread_ms"),
         ((*LAYER, 0, 0), "sofa", "report.networks[0].layers[1][0][0]: must be one of input, dense"),
         ((*LAYER, 0, 2), -1, "report.networks[0].layers[1][0][2]: must be a whole number, at least 0"),

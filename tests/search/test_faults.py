@@ -104,7 +104,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)
+        time.sleep(0.25)
 
 
 @contextlib.contextmanager
@@ -146,7 +146,7 @@ def study_at(url: str, name: str = "s") -> Study:
 
 
 def finished_at(url: str, name: str = "s") -> int:
-    return sum(map(is_finished, study_at(url, name).trials))
+    return sum(map(is_finished, study_at(url, name).get_trials(deepcopy=False)))
 
 
 def front_of(study: Study) -> dict[int, tuple[float, float]]:
