@@ -2,13 +2,13 @@
 
 An ONNX file holds no code, but it can name a file to read, an operator of a library, or a constant of a terabyte. So a
 graph may have operators of the standard and our own function only, no branches and no loops, every tensor inside the
-file, and values whose sizes are known beforehand and fit a machine. How long it computes is not limited.
+file, and values whose sizes are known beforehand and fit a machine. How long it computes is not limited, but the check.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +26,12 @@ MOST_VALUES = 2**28
 """The most numbers in all values of the graph together, for one input: a gigabyte of floats."""
 MOST_FOLDED = 1024
 """The most numbers in a value that is computed here, such as the shape that a Reshape takes."""
-FOLDED = {"Add", "Cast", "CastLike", "Concat", "Constant", "Div", "Expand", "Gather", "Identity", "Mod", "Mul", "Range"}
-FOLDED |= {"ReduceProd", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze"}
-"""The operators by which exporters make shapes."""
+MOST_INFERRED = 5_000_000
+"""The most nodes that ONNX's inference looks at, again and again: minutes."""
+BROADCAST = {"Add", "Div", "Mod", "Mul", "Sub"}
+SHRINKING = {"Cast", "CastLike", "Constant", "Identity", "ReduceProd", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+FOLDED = BROADCAST | SHRINKING | {"Concat", "Expand", "Gather", "Range"}
+"""The operators by which exporters make shapes: those of SHRINKING make no more numbers than they are given."""
 
 
 def parse_graph(content: bytes) -> onnx.ModelProto:
@@ -57,6 +60,8 @@ def check_sizes(model: onnx.ModelProto) -> int:
     try:
         onnx.checker.check_model(model)
         model = inline_local_functions(model)  # what they compute counts, too
+        if model.functions:  # it leaves those of another opset, in silence
+            raise ValueError(f"{DOMAIN}.{FUNCTION} must be of the opset of its graph")
         shapes = _Shapes(model).known
     except Exception as error:  # of ONNX's checker, its inference and its reference operators, which share no base
         raise ValueError(f"does not pass ONNX's checker ({first_line(error)})") from error
@@ -70,6 +75,14 @@ def check_sizes(model: onnx.ModelProto) -> int:
                 rule = f"must compute at most {MOST_VALUES} numbers for an input"
                 raise ValueError(f"{rule}, got {shapes[name]} of {node.op_type[:80]!r}")
     return total
+
+
+def fitting_batch(batch: int, values: int, input_shape: Sequence[int]) -> int:
+    """Return how many inputs, at most `batch`, a network takes at once so that all it computes fits a machine.
+
+    values: numbers that it computes for an input.
+    """
+    return max(1, min(batch, MOST_VALUES // (values + math.prod(input_shape))))
 
 
 def dimensions(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
@@ -144,6 +157,7 @@ class _Shapes:
                 self._keep(tensor.name, numpy_helper.to_array(tensor))
             else:  # its shape is enough
                 graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        self.inferred = 0
         self.known |= self._inferred()
         while self._fold():
             self.known |= self._inferred()
@@ -159,6 +173,9 @@ class _Shapes:
     def _inferred(self) -> dict[str, tuple[int, ...]]:
         from onnx import shape_inference
 
+        self.inferred += len(self.model.graph.node)
+        if self.inferred > MOST_INFERRED:
+            raise ValueError(f"its sizes are not known after {MOST_INFERRED} steps")
         # not data_prop: its Range of a trillion takes all memory
         graph = shape_inference.infer_shapes(self.model, check_type=True, strict_mode=True).graph
         found = {value.name: dimensions(value) for value in (*graph.value_info, *graph.input, *graph.output)}
@@ -194,7 +211,21 @@ class _Shapes:
         """Return whether a node makes few numbers out of a few that are known."""
         if node.op_type not in FOLDED or not all(name in self.numbers for name in node.input if name):
             return False
-        if node.op_type == "Range":
-            start, limit, step = (abs(float(self.numbers[name])) for name in node.input)
-            return start + limit <= MOST_FOLDED * step
-        return node.op_type != "Expand" or math.prod(map(int, self.numbers[node.input[1]])) <= MOST_FOLDED
+        return _most_made(node, [self.numbers[name] for name in node.input if name]) <= MOST_FOLDED
+
+
+def _most_made(node: onnx.NodeProto, given: Sequence[np.ndarray]) -> float:
+    """Return how many numbers a node of FOLDED makes, at most."""
+    if node.op_type in BROADCAST:
+        return math.prod(np.broadcast_shapes(*(numbers.shape for numbers in given)))
+    if node.op_type == "Expand":
+        return math.prod(np.broadcast_shapes(given[0].shape, tuple(map(int, given[1]))))
+    if node.op_type == "Range":
+        start, limit, step = (abs(float(number)) for number in given)
+        return (start + limit) / step if step else math.inf
+    if node.op_type == "Gather":
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        return int(given[0].size // max(1, given[0].shape[axis]) * given[1].size)
+    if node.op_type == "Concat":
+        return sum(int(numbers.size) for numbers in given)
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from metasearch.bundle import graph
 from metasearch.bundle.contents import MODEL, read_bundle
 from metasearch.bundle.graph import MOST_VALUES, check_sizes, parse_graph
 from metasearch.bundle.runtime import check_model, open_bundle
@@ -124,6 +126,20 @@ def function_that_fills_memory() -> ModelProto:
     )
     fill = helper.make_node("ConstantOfShape", ["x"], ["filled"])
     model.functions.append(function_of("Unpack", [fill, helper.make_node("ReduceSum", ["filled"], ["y"], keepdims=0)]))
+    return model
+
+
+def function_of_another_opset() -> ModelProto:
+    model = graph_of(
+        [helper.make_node("Unpack", ["shape"], ["spoil"], domain="metasearch")],
+        [numbers("shape", [2**20, 2**14])],
+        domains=[("metasearch", 1)],
+    )
+    one = helper.make_node("Constant", [], ["one"], value_float=1.0)
+    filled = helper.make_node("Expand", ["one", "x"], ["filled"])
+    total = helper.make_node("ReduceSum", ["filled"], ["y"], keepdims=0)
+    model.functions.append(function_of("Unpack", [one, filled, total]))
+    model.functions[0].opset_import[0].version = 19
     return model
 
 
@@ -300,6 +316,7 @@ SPOILT: dict[Callable[[], ModelProto], str] = {
     functions_that_double: "must define no function but metasearch.Unpack",
     function_that_calls_itself: "got 'metasearch' 'Unpack'",
     function_that_fills_memory: f"must compute at most {MOST_VALUES} numbers for an input, got .* of 'ConstantOfShape'",
+    function_of_another_opset: "metasearch.Unpack must be of the opset of its graph",
     many_calls: "must have at most 50000 nodes, those of each call of Unpack included",
     branch: "must have neither branches nor loops, got 'If'",
     loop: "must have neither branches nor loops, got 'Loop'",
@@ -364,6 +381,42 @@ def test_random_damage_with_fitting_hashes_is_refused_or_still_a_network(
     except MetasearchError:
         return
     assert logits.shape == (3, 3)
+
+
+def many_outer_sums() -> ModelProto:
+    tall, wide = np.ones((1024, 1), np.int64), np.ones((1, 1024), np.int64)
+    sums = [helper.make_node("Add", ["tall", "wide"], [f"v{i}"]) for i in range(300)]
+    tensors = [numpy_helper.from_array(tall, "tall"), numpy_helper.from_array(wide, "wide")]
+    return graph_of([*sums, helper.make_node("Identity", ["weight"], ["spoil"])], tensors)
+
+
+def long_concatenation() -> ModelProto:
+    joined = helper.make_node("Concat", ["few"] * 300_000, ["joined"], axis=0)
+    tensors = [numpy_helper.from_array(np.ones(1024, np.float32), "few")]
+    return graph_of([joined, helper.make_node("ReduceMax", ["joined"], ["spoil"], keepdims=0)], tensors)
+
+
+@pytest.mark.parametrize("make", [many_outer_sums, long_concatenation], ids=lambda make: make.__name__)
+def test_what_is_made_of_few_numbers_is_not_made_where_it_is_large(make: Callable[[], ModelProto]) -> None:
+    model = make()
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"must compute at most {MOST_VALUES} numbers for an input"):
+        check_sizes(model)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200 * 2**20
+
+
+def test_sizes_that_come_out_one_after_the_other_are_found_in_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels, nodes = 20, []
+    for level, value in enumerate(["floats", *(f"v{i}" for i in range(levels - 1))]):
+        nodes += [helper.make_node("Shape", [value], [f"s{level}"])]
+        nodes += [helper.make_node("Reshape", [value, f"s{level}"], [f"v{level}"])]
+    model = graph_of([*nodes, helper.make_node("ReduceMax", [f"v{levels - 1}"], ["spoil"], keepdims=0)])
+    assert check_sizes(model) > levels * 64
+    monkeypatch.setattr(graph, "MOST_INFERRED", 3 * len(nodes))
+    with pytest.raises(ValueError, match="its sizes are not known after 120 steps"):
+        check_sizes(model)
 
 
 def test_a_file_that_changes_after_the_bundle_was_read_is_refused(stand_in: Path) -> None:
