@@ -24,6 +24,12 @@ SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 """The head of a JPEG's scan: none with another length is decoded."""
 MOST_SCANS = 100
 """Of a JPEG: each goes over all of its pixels, and may have 42 bytes. For a JPEG in a TIFF, libtiff has this limit."""
+MOST_SEGMENTS = 1000
+"""Of a JPEG before its first scan, stray bytes included: Pillow takes one after the other, and joins those of Exif."""
+WITHOUT_LENGTH = frozenset((0x00, 0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
+"""Markers of a JPEG that stand alone."""
+TILE_WIDTH, TILE_LENGTH = 322, 323
+"""Tags of a TIFF, whose tiles are decoded whole, however little of them lies within the image."""
 GREY_MODES = frozenset(("1", "L", "I;16", "I;16B", "I;16L", "I"))
 NOT_FINITE = "the network gives no finite numbers for it"
 
@@ -46,9 +52,10 @@ def read_image(
     channels, height, width = input_shape
     size = (width, height)
     try:
-        with Image.open(file, formats=FORMATS) as opened:
-            if opened.width * opened.height > most_pixels:
-                raise ImageError(f"has {opened.width}x{opened.height} pixels, more than {most_pixels}")
+        with open_image(file) as opened:
+            decoded = _decoded_size(opened)
+            if decoded[0] * decoded[1] > most_pixels:
+                raise ImageError(f"has {decoded[0]}x{decoded[1]} pixels, more than {most_pixels}")
             if opened.format in ("JPEG", "MPO") and len(SCAN.findall(_content(file))) > MOST_SCANS:
                 raise ImageError(f"has more than {MOST_SCANS} scans")
             if opened.size != size:
@@ -66,6 +73,44 @@ def read_image(
     except Exception as error:  # a damaged file fails anywhere in Pillow, with any exception
         raise ImageError(f"cannot be read as an image ({_first_line(error)})") from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def open_image(file: str | Path | BinaryIO) -> Image.Image:
+    """Open an image without decoding its pixels. Raises as Pillow does, and ImageError for a head that takes long."""
+    if isinstance(file, (str, Path)):
+        with Path(file).open("rb") as stream:
+            _check_segments(stream)
+    else:
+        _check_segments(file)
+        file.seek(0)
+    return Image.open(file, formats=FORMATS)
+
+
+def _check_segments(stream: BinaryIO) -> None:
+    """Raise ImageError for a JPEG of more than MOST_SEGMENTS, walked over as Pillow does."""
+    if stream.read(2) != b"\xff\xd8":
+        return
+    for _ in range(MOST_SEGMENTS):
+        if (first := stream.read(1)) != b"\xff":
+            if not first:
+                return
+            continue
+        code = stream.read(1)
+        if code in (b"", b"\xda"):
+            return
+        if code == b"\xff":
+            stream.seek(-1, io.SEEK_CUR)
+        elif code[0] not in WITHOUT_LENGTH:
+            stream.seek(max(0, int.from_bytes(stream.read(2), "big") - 2), io.SEEK_CUR)
+    raise ImageError(f"has more than {MOST_SEGMENTS} segments before its pixels")
+
+
+def _decoded_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height of what is decoded of an image: of a TIFF in tiles, those at its edge are whole."""
+    tags = getattr(image, "tag_v2", {})
+    tile = [int(tags.get(tag, 1)) for tag in (TILE_WIDTH, TILE_LENGTH)]
+    width, height = (-(-size // side) * side for size, side in zip(image.size, tile, strict=True))
+    return width, height
 
 
 def _content(file: str | Path | BinaryIO) -> bytes:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
-from PIL import Image
 
 from metasearch.bundle.contents import Bundle
-from metasearch.bundle.predict import FORMATS, ImageError, read_image, softmax
+from metasearch.bundle.predict import ImageError, open_image, read_image, softmax
 from metasearch.bundle.runtime import Classifier, Prediction, likeliest
 from metasearch.functions import first_line
 
@@ -51,7 +50,7 @@ def check_pixels(images: Sequence[bytes]) -> None:
     """
     total = 0
     for content in images:
-        with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as opened:  # `read_image` says why
+        with suppress(Exception), open_image(io.BytesIO(content)) as opened:  # `read_image` says why
             total += opened.width * opened.height
         if total > MOST_FORM_PIXELS:
             raise ImageError(f"the images must have at most {MOST_FORM_PIXELS} pixels together")

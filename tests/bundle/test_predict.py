@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from metasearch.bundle import predict
-from metasearch.bundle.predict import MOST_SCANS, ImageError, read_image, read_rows, softmax
+from metasearch.bundle.predict import MOST_SCANS, ImageError, open_image, read_image, read_rows, softmax
 from metasearch.bundle.runtime import open_bundle
 from metasearch.tasks.image_files import _decode
 from tests.bundle.stand_ins import write_stand_in
@@ -145,6 +145,31 @@ def test_the_scans_of_a_jpeg_are_limited_before_any_is_decoded() -> None:
         read_image(io.BytesIO(repeated + scan + end), (3, 8, 8))
     trailer = 2 * MOST_SCANS * b"\xff\xda"  # as a camera's film or depth map behind the photograph has by chance
     assert read_image(io.BytesIO(whole + end + trailer), (3, 8, 8)).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("part", [b"\xff\xe1\x00\x0aExif\0\0..", b"\xff\xfe\x00\x02", b"\xff\xff", b"."])
+def test_the_parts_of_a_jpeg_before_its_pixels_are_limited(part: bytes) -> None:
+    content = io.BytesIO()
+    photo(40, 30).save(content, "JPEG")
+    start, rest = content.getvalue()[:20], content.getvalue()[20:]  # behind the first segment
+    assert read_image(io.BytesIO(start + 50 * part + rest), (3, 8, 8)).shape == (3, 8, 8)
+    for read in (lambda file: read_image(file, (3, 8, 8)), open_image):
+        with pytest.raises(ImageError, match="has more than 1000 segments before its pixels"):
+            read(io.BytesIO(start + 2000 * part + rest))
+
+
+def test_the_tiles_of_a_tiff_count_as_pixels() -> None:
+    def tiled(side: int) -> io.BytesIO:
+        tile = zlib.compress(bytes(256))
+        tags = {256: 10, 257: 10, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(tile)}
+        entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+        end = struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
+        return io.BytesIO(b"II*\0" + struct.pack("<I", 8 + len(tile)) + tile + end)
+
+    assert not read_image(tiled(16), (1, 10, 10), most_pixels=256).any()
+    for side, most in ((16, 255), (46000, 25_000_000)):
+        with pytest.raises(ImageError, match=f"has {side}x{side} pixels, more than {most}"):
+            read_image(tiled(side), (1, 10, 10), most_pixels=most)
 
 
 def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
