@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from metasearch.bundle.graph import fitting_batch
 from metasearch.bundle.memory import network_memory, runtime_memory
 from metasearch.bundle.predict import open_session
 from metasearch.bundle.subjects import Subject, subjects_of
@@ -56,7 +57,8 @@ def bench(
     """Return what networks cost here, as JSON has it; a file that stands under several names is measured once.
 
     threads: of onnxruntime, each number is measured. seconds: for each network and number of threads. images: the most
-    in a batch, for the throughput. device: its name, by default its processor's.
+    in a batch, for the throughput, fewer where so many would not fit a machine. device: its name, by default its
+    processor's.
     Raises InputError for a network that onnxruntime cannot run.
     """
     about = about_device(device)
@@ -170,23 +172,29 @@ def _load() -> float | None:
 
 def _costs(subjects: Sequence[Subject], threads: int, *, seconds: float, images: int) -> dict[str, dict[str, Any]]:
     """Return what is timed of each network, by its digest, with one number of threads."""
-    batches = [batch for batch in BATCHES if batch < images] + [images]
+    batches = {subject.digest: _batches(subject, images) for subject in subjects}
     latencies: dict[str, list[np.ndarray]] = {subject.digest: [] for subject in subjects}
     rates: dict[str, list[list[float]]] = {subject.digest: [] for subject in subjects}
     slice_s = seconds / ROUNDS / 2
     for _ in range(ROUNDS):
         for subject in subjects:
+            sizes = batches[subject.digest]
             with _running(subject):
                 session = open_session(subject.path, threads=threads)
                 times = np.array(list(_timed(session, subject.example(1), slice_s, least=LEAST_RUNS)))
                 latencies[subject.digest].append(times)
                 rates[subject.digest].append(
-                    [_rate(session, subject.example(batch), slice_s / len(batches)) for batch in batches]
+                    [_rate(session, subject.example(batch), slice_s / len(sizes)) for batch in sizes]
                 )
     return {
-        digest: _summary(latencies[digest], threads) | _throughput(batches, np.array(rates[digest]))
+        digest: _summary(latencies[digest], threads) | _throughput(batches[digest], np.array(rates[digest]))
         for digest in latencies
     }
+
+
+def _batches(subject: Subject, images: int) -> list[int]:
+    most = fitting_batch(images, subject.values, subject.input_shape)
+    return [*(batch for batch in BATCHES if batch < most), most]
 
 
 def _rate(session: Any, example: np.ndarray, seconds: float) -> float:

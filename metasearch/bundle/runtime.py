@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metasearch.bundle.contents import MODEL, Bundle, read_bundle
-from metasearch.bundle.graph import check_sizes, dimensions, parse_graph
+from metasearch.bundle.graph import check_sizes, dimensions, fitting_batch, parse_graph
 from metasearch.bundle.predict import logits_of, open_session, softmax
 from metasearch.errors import InputError
 from metasearch.functions import first_line
@@ -64,11 +64,12 @@ def described(prediction: Prediction) -> dict[str, Any]:
 def open_bundle(folder: Path, *, threads: int = 1, batch: int = Classifier.batch) -> Classifier:
     """Return the network of the bundle in a folder, after every check of `read_bundle` and `check_model`, and one run.
 
-    Raises as they do, and InputError where onnxruntime cannot run it.
+    batch: inputs that it takes at once, fewer where so many would not fit a machine. Raises as they do, and InputError
+    where onnxruntime cannot run it.
     """
     bundle = read_bundle(folder)
-    session, _ = open_model(bundle, threads=threads)
-    return Classifier(bundle, session, batch)
+    session, values = open_model(bundle, threads=threads)
+    return Classifier(bundle, session, fitting_batch(batch, values, bundle.input_shape))
 
 
 def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> tuple[Any, int]:
@@ -76,7 +77,7 @@ def open_model(bundle: Bundle, name: str = MODEL, *, threads: int = 1) -> tuple[
 
     name: of MODEL or a reference. It is checked and run once: raises as `open_bundle` does.
     """
-    content, values = _checked_model(bundle, name)
+    content, values = check_model(bundle, name)
     return open_content(bundle, content, name, threads=threads), values
 
 
@@ -96,17 +97,11 @@ def open_content(bundle: Bundle, content: bytes, name: str = MODEL, *, threads: 
     return session
 
 
-def check_model(bundle: Bundle, name: str = MODEL) -> bytes:
-    """Return the content of a bundle's ONNX file, which is safe to open and fits bundle.json.
+def check_model(bundle: Bundle, name: str = MODEL) -> tuple[bytes, int]:
+    """Return the content of a bundle's ONNX file, and how many numbers it computes for an input.
 
-    Raises InputError, one line, for the first rule that it breaks.
+    It is safe to open and fits bundle.json. Raises InputError, one line, for the first rule that it breaks.
     """
-    content, _ = _checked_model(bundle, name)
-    return content
-
-
-def _checked_model(bundle: Bundle, name: str) -> tuple[bytes, int]:
-    """Return the file's content, and how many numbers it computes for an input."""
     path = bundle.path(name)
     try:
         content = path.read_bytes()

@@ -25,7 +25,7 @@ class Subject:
     """A network to measure. role: bundle, or of a reference. digest: SHA-256 of its file. trial: None of a reference.
 
     accuracy: on the splits val and test. macs: of one input. model_bytes: of the tensors that it stores. All three as
-    its bundle says, None where it does not.
+    its bundle says, None where it does not. values: numbers that it computes for an input, 0 where nobody has counted.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Subject:
     accuracy: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(SPLITS))
     macs: int | None = None
     model_bytes: int | None = None
+    values: int = 0
 
     def example(self, batch: int) -> np.ndarray:
         """Return inputs at rest, noise: what is in them makes no difference."""
@@ -60,8 +61,8 @@ def subjects_of(folders: Sequence[Path]) -> list[Subject]:
 def _own(bundle: Bundle) -> Subject:
     study, trial = bundle.provenance["study"], bundle.provenance["trial"]
     digest, shape = bundle.files[MODEL], bundle.input_shape
-    path = _checked(bundle, MODEL)
-    return Subject(bundle.name, BUNDLE, path, digest, shape, study, trial, bundle.int8, **_known(bundle.metrics))
+    path, known = bundle.path(MODEL), {**_known(bundle.metrics), "values": _values(bundle, MODEL)}
+    return Subject(bundle.name, BUNDLE, path, digest, shape, study, trial, bundle.int8, **known)
 
 
 def _references(bundle: Bundle) -> Iterator[Subject]:
@@ -73,8 +74,9 @@ def _references(bundle: Bundle) -> Iterator[Subject]:
     }
     for role, file in REFERENCES.items():
         if file in bundle.files:
-            digest, shape, path = bundle.files[file], bundle.input_shape, _checked(bundle, file)
-            yield Subject(names[role], role, path, digest, shape, study, **_known(bundle.references.get(role, {})))
+            digest, shape, path = bundle.files[file], bundle.input_shape, bundle.path(file)
+            known = {**_known(bundle.references.get(role, {})), "values": _values(bundle, file)}
+            yield Subject(names[role], role, path, digest, shape, study, **known)
 
 
 def _known(metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -90,10 +92,14 @@ def _known(metrics: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _checked(bundle: Bundle, file: str) -> Path:
-    """Return the path of a network that is safe to open and runs, as far as what is installed here can tell."""
-    if find_spec("onnx") is not None:  # else the bundle's hashes are all that speaks for it
-        from metasearch.bundle.runtime import open_model
+def _values(bundle: Bundle, file: str) -> int:
+    """Return how many numbers a network computes for an input, once it is safe to open and runs.
 
-        open_model(bundle, file)
-    return bundle.path(file)
+    0 where onnx is not installed: the bundle's hashes are all that speaks for it then.
+    """
+    if find_spec("onnx") is None:
+        return 0
+    from metasearch.bundle.runtime import open_model
+
+    _, values = open_model(bundle, file)
+    return values

@@ -15,7 +15,7 @@ import torch
 
 from metasearch.bundle import predict as script
 from metasearch.bundle.contents import MODEL, PORTABLE, PROGRAM, REFERENCES, SCRIPT, WEIGHTS, Bundle, read_bundle
-from metasearch.bundle.graph import MOST_VALUES
+from metasearch.bundle.graph import MOST_VALUES, fitting_batch
 from metasearch.bundle.parity import (
     INT8_AGREEMENT,
     Parity,
@@ -111,7 +111,7 @@ def _sampled(bundle: Bundle) -> Sample:
     The last batch is a smaller one: a form of the network that takes batches of one size only is noticed.
     """
     session, values = open_model(bundle)
-    at_once = max(2, min(RANDOM_INPUTS - 1, MOST_VALUES // (values + math.prod(bundle.input_shape))))
+    at_once = max(2, fitting_batch(RANDOM_INPUTS - 1, values, bundle.input_shape))
     fitting = min(RANDOM_INPUTS, MOST_VALUES // math.prod(bundle.input_shape))
     inputs = _random_inputs(bundle, max(at_once + 1, fitting - (fitting % at_once == 0)))
     logits = foreign_logits(onnx_network(session), inputs, place=bundle.path(MODEL), at_once=at_once)

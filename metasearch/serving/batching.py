@@ -23,6 +23,8 @@ MOST_BATCH_BYTES = 16 * 10**6
 BATCHES_A_REPLICA = 2
 """One runs, the next is on its way."""
 ANSWER_S = 60.0
+MOST_WAIT_S = 0.1
+"""The longest that anybody waits for others, whatever the last batch took."""
 FRESH_S = 1.0
 """A replica that has answered within that is not probed."""
 
@@ -42,9 +44,9 @@ class Batcher:
     """Sends bodies in batches of at most `most` to `predict`, behind which so many replicas are.
 
     A free replica gets what is there once that is as much as the last batch had, whose clients are likely to ask
-    again, or once one has waited for wait_s, or for half of what the last batch took if that is more: a fixed wait
-    ends before a busy process has read what has come. A busy replica gets one batch ahead, half full or more.
-    on_batch: is told each batch's size.
+    again, or once one has waited for wait_s, or for half of what the last batch took if that is more (MOST_WAIT_S at
+    most): a fixed wait ends before a busy process has read what has come. A busy replica gets one batch ahead, half
+    full or more. on_batch: is told each batch's size.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class Batcher:
                 if len(self._waiting) < self._most // 2:
                     return
             elif len(self._waiting) < self._last:
-                due = self._waiting[0].since + max(self._wait_s, self._took_s / 2)
+                due = self._waiting[0].since + max(self._wait_s, min(self._took_s / 2, MOST_WAIT_S))
                 if loop.time() < due:
                     self._timer = self._timer or loop.call_at(due, self._waited)
                     return

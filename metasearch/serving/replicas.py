@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from metasearch.bundle.contents import Bundle, read_bundle
+from metasearch.bundle.graph import fitting_batch
 from metasearch.bundle.predict import open_session
 from metasearch.bundle.runtime import Classifier, check_model, open_content
 from metasearch.errors import InputError, MetasearchError, NotFoundError
@@ -33,10 +34,14 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 @dataclass(frozen=True)
 class Checked:
-    """A bundle and the content of its model, which passed every check; what replicas start from, now and again."""
+    """A bundle and the content of its model, which passed every check; what replicas start from, now and again.
+
+    values: numbers that the network computes for an input.
+    """
 
     bundle: Bundle
     content: bytes
+    values: int
 
 
 class Replica:
@@ -46,7 +51,8 @@ class Replica:
         _listen_on_loopback()
         # of damaged files: each text would be kept, and read_image has a limit of its own for pixels
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        self._classifier = Classifier(checked.bundle, open_session(checked.content, threads=threads), most_batch)
+        batch = fitting_batch(most_batch, checked.values, checked.bundle.input_shape)
+        self._classifier = Classifier(checked.bundle, open_session(checked.content, threads=threads), batch)
 
     async def answer(self, bodies: list[bytes]) -> list[Answer]:
         """Return the answers to a batch; one batch after the other, so that it takes no more than its threads."""
@@ -171,9 +177,9 @@ def _asking(handle: Any) -> Predict:
 
 def _checked(folder: Path) -> Checked:
     bundle = read_bundle(folder)
-    content = check_model(bundle)
+    content, values = check_model(bundle)
     open_content(bundle, content)
-    return Checked(bundle, content)
+    return Checked(bundle, content, values)
 
 
 def _listen_on_loopback() -> None:

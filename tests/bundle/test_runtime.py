@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from metasearch.bundle import bench as bench_module
+from metasearch.bundle import graph
 from metasearch.bundle.contents import PROGRAM, read_bundle
 from metasearch.bundle.runtime import Classifier, check_model, open_bundle
+from metasearch.bundle.subjects import subjects_of
 from metasearch.errors import InputError
 from metasearch.teachers.exported import open_exported
 from tests.bundle.stand_ins import write_stand_in
@@ -46,6 +49,20 @@ def test_a_network_takes_so_many_inputs_at_once() -> None:
     rows = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32)
     np.testing.assert_array_equal(Classifier(make_bundle(shape=(6,)), Session(), 4).logits(rows), rows[:, :3])
     assert sizes == [4, 4, 2]
+
+
+def test_a_network_that_computes_much_takes_fewer_inputs_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stand_in(tmp_path / "bundle")
+    opened = open_bundle(tmp_path / "bundle", batch=9)
+    _, values = check_model(opened.bundle)
+    assert (opened.batch, values > 64) == (9, True)
+    monkeypatch.setattr(graph, "MOST_VALUES", 5 * (values + 64))
+    assert open_bundle(tmp_path / "bundle", batch=9).batch == 5
+    [subject] = subjects_of([tmp_path / "bundle"])
+    assert subject.values == values
+    assert bench_module._batches(subject, 64) == [1, 4, 5]
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_named(tmp_path: Path) -> None:

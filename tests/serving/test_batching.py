@@ -100,6 +100,18 @@ def test_a_free_replica_waits_half_as_long_as_its_last_batch_took() -> None:
     batched(test)
 
 
+def test_nobody_waits_long_for_others_after_a_batch_that_took_long() -> None:
+    async def test(replica: Replica) -> None:
+        batcher = make(replica)
+        first = asyncio.create_task(batcher.answers(letters("xyz")))
+        await asyncio.sleep(1.0)
+        replica.released.set()
+        await first
+        assert await asyncio.wait_for(batcher.answers(letters("a")), 0.4) == ["a"]
+
+    batched(test)
+
+
 def test_each_replica_has_one_batch_ahead_and_no_more() -> None:
     async def test(replica: Replica) -> None:
         batcher = make(replica, most=1, replicas=2)

@@ -32,7 +32,7 @@ class Models:
             raise RuntimeError("a bug\nwith much to say")
         if name == "bad":
             raise InputError(str(folder / "model.onnx"), "must be good")
-        return Checked(make_bundle(name), b"")
+        return Checked(make_bundle(name), b"", 0)
 
     async def deploy(self, checked: Checked) -> tuple[str, Predict]:
         async def predict(bodies: list[bytes]) -> list[Answer]:
