@@ -95,6 +95,9 @@ def test_a_user_network_survives_its_file(name: str, ratio: float, tmp_path: Pat
         ({"nowhere": {"groups": 2}}, "has no nowhere.groups, got 2"),
         ({"first.0": {"secret": 2}}, "has no first.0.secret, got 2"),
         ({"first.0": {"out_channels": "many"}}, "has no first.0.out_channels, got 'many'"),
+        ({"first.0": {"padding": [8000, 8000]}}, "first.0.padding must be at most (1, 1), got (8000, 8000)"),
+        ({"first.0": {"stride": [-1, 1]}}, "first.0.stride must be at most (1, 1), got (-1, 1)"),
+        ({"first.0": {"out_channels": 2**62}}, "first.0.out_channels must be at most 4, got"),
         ({"first.0": 3}, "sizes must be a mapping of layers to mappings"),
     ],
 )

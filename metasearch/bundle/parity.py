@@ -119,11 +119,17 @@ def compare(bundle: Bundle, inputs: Tensor, labels: Tensor, *, at_once: int = 25
 
 
 def foreign_logits(run: Callable[[Tensor], Tensor], inputs: Tensor, *, place: Path, at_once: int) -> Tensor:
-    """Return the logits (N, K) that a file's network gives. Raises InputError where it cannot be run."""
+    """Return the logits (N, K) float32 that a file's network gives.
+
+    Raises InputError where it cannot be run, or gives something else.
+    """
     try:
-        return predict(run, inputs, batch_size=at_once)
+        logits = predict(run, inputs, batch_size=at_once)
     except Exception as error:  # whatever a stranger's graph makes torch or onnxruntime raise
         raise InputError(str(place), f"cannot be run on {len(inputs)} inputs ({first_line(error)})") from error
+    if logits.ndim != 2 or logits.dtype != torch.float32:
+        raise InputError(str(place), "must give logits, float32 of two dimensions", (logits.dtype, logits.shape))
+    return logits
 
 
 def float_network(bundle: Bundle, network: nn.Module) -> Callable[[Tensor], Tensor]:

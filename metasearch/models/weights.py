@@ -195,6 +195,12 @@ def _numbers(layer: nn.Module) -> dict[str, int | tuple[int, ...]]:
     }
 
 
+def _is_within(cut: int | tuple[Any, ...], built: int | tuple[int, ...]) -> bool:
+    """Whether a number, or each of a tuple, is what cutting can have left of another."""
+    small, large = (value if isinstance(value, tuple) else (value,) for value in (cut, built))
+    return len(small) == len(large) and all(_is_number(a) and 0 <= a <= b for a, b in zip(small, large, strict=True))
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -213,6 +219,8 @@ def _set_sizes(model: nn.Module, sizes: Sizes, tensors: Mapping[str, Tensor], pa
             value = tuple(value) if isinstance(value, list) else value
             if type(value) is not type(present.get(key)):
                 raise InputError(str(path), f"sizes: the network of its description has no {name}.{key}", value)
+            if not _is_within(value, present[key]):
+                raise InputError(str(path), f"sizes: {name}.{key} must be at most {present[key]}", value)
             setattr(layers[name], key, value)
     for name, tensor in model.state_dict().items():
         got = tensors.get(name)

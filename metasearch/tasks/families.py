@@ -139,13 +139,13 @@ def load_family(family: Family | str, *, source: TaskSource | None = None) -> tu
     return tuple(domains)
 
 
-def load_member(member: Member, source: TaskSource) -> tuple[Domain, ...]:
-    """Return the domains of one TASK of a family, or the one of them that it names."""
+def load_member(member: Member, source: TaskSource, *, prepare: bool = True) -> tuple[Domain, ...]:
+    """Return the domains of one TASK of a family, or the one of them that it names. prepare: as of `load_task`."""
     from metasearch.tasks import domains as cut
     from metasearch.tasks.prepare import load_task
 
     whole = replace(source, text=member.task, max_train=None, augment=None, unlabelled=None)
-    task = load_task(whole)
+    task = load_task(whole, prepare=prepare)
     name = str(replace(member, domain=""))
     domain = cut.whole_domain(task, name=name)
     if not member.rule:

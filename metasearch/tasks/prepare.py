@@ -58,7 +58,7 @@ def load_task(source: TaskSource | str, *, prepare: bool = True) -> Task:
             raise NotFoundError(f"{source.text}: a function makes this task anew; it is not in the cache")
         return _with_options(source, call_task_function(source.text.removeprefix(PYTHON_PREFIX)))
     if is_domain(source.text):
-        (domain,) = load_member(parse_member(source.text), source)
+        (domain,) = load_member(parse_member(source.text), source, prepare=prepare)
         return _with_options(source, domain.task())
     kind, argument = find_source(source.text)
     request = Request(argument, source.root(), source.image_size, source.download, source.skip_corrupt)
@@ -67,7 +67,7 @@ def load_task(source: TaskSource | str, *, prepare: bool = True) -> Task:
         options = {name: getattr(source, name) for name in ("max_train", "image_size", "seed", "skip_corrupt")}
         more: tuple[Path, ...] = ()
         if source.unlabelled is not None:
-            options["unlabelled"], more = identify(source.unlabelled, source.root(), _loader(source))
+            options["unlabelled"], more = identify(source.unlabelled, source.root(), _loader(source, prepare=prepare))
         key = cache_key(absolute_argument(source.text, source.root()), options, (*files, *more))
     except PermissionError as error:
         raise InputError(source.text, f"cannot be read ({error})") from error
@@ -151,9 +151,10 @@ def _transform(source: TaskSource) -> Transform:
     return (lambda images: images) if size is None else (lambda images: resize(images, size))
 
 
-def _loader(source: TaskSource) -> Callable[[str], Task]:
+def _loader(source: TaskSource, *, prepare: bool = True) -> Callable[[str], Task]:
     """Return what loads another task whole, with the options of this one."""
-    return lambda text: load_task(replace(source, text=text, max_train=None, augment=None, unlabelled=None))
+    whole = replace(source, max_train=None, augment=None, unlabelled=None)
+    return lambda text: load_task(replace(whole, text=text), prepare=prepare)
 
 
 def _unlabelled(

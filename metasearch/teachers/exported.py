@@ -70,10 +70,11 @@ def open_exported(path: Path, *, place: str, device: torch.device) -> Exported:
     except Exception as error:  # a damaged or foreign file fails anywhere in torch's reader, with any exception
         raise InputError(place, f"cannot be opened as a program of torch.export ({first_line(error)})") from error
     inputs = program.graph_signature.user_inputs
-    if len(inputs) != 1 or not isinstance(inputs[0], str):
+    found = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    if len(inputs) != 1 or len(found) != 1 or not isinstance(found[0], Tensor):  # a text stands there as it is
         raise InputError(place, "must take one tensor", f"inputs={len(inputs)}")
     _refuse_training_mode(program, place)
-    example = next(node.meta["val"] for node in program.graph.nodes if node.name == inputs[0])
+    example = found[0]
     size = example.shape[0] if example.ndim else None
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass

@@ -15,11 +15,12 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from metasearch.bundle import parity, verifying
+from metasearch.bundle import graph, parity, verifying
 from metasearch.bundle.contents import MODEL, PORTABLE, PROGRAM, SCRIPT, WEIGHTS
 from metasearch.bundle.graph import check_sizes
 from metasearch.bundle.predict import logits_of
@@ -208,6 +209,33 @@ def test_the_program_of_another_network_is_refused(classes: int, rule: str, stan
     assert rule.replace(".256, 3.", "(256, 3)") in found["program"]
 
 
+class Decides(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean((2, 3)).expand(-1, 3) > 0
+
+
+class ByMode(nn.Module):
+    def forward(self, mode: str) -> Tensor:
+        return torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("program", "example", "rule"),
+    [
+        (Decides(), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "must give logits, float32 of two dimensions"),
+        (ByMode(), "fast", "must take one tensor"),
+    ],
+)
+def test_a_program_of_other_inputs_or_outputs_is_refused(
+    program: nn.Module, example: Tensor | str, rule: str, stand_in: Path
+) -> None:
+    stream = io.BytesIO()
+    batch = ({0: torch.export.Dim("batch")},) if isinstance(example, Tensor) else None
+    torch.export.save(torch.export.export(program, (example,), dynamic_shapes=batch), stream)
+    forge(stand_in, {PROGRAM: stream.getvalue()})
+    assert rule in failures(stand_in)["program"]
+
+
 @pytest.mark.parametrize("batch", [2, 256])
 def test_a_program_of_one_batch_size_is_refused(batch: int, stand_in: Path) -> None:
     stream = io.BytesIO()
@@ -220,7 +248,8 @@ def test_fewer_inputs_are_run_at_once_of_a_network_that_computes_much(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = check_sizes(onnx.load(str(stand_in / MODEL)))
-    monkeypatch.setattr(verifying, "MOST_VALUES", 5 * (values + 64))
+    for module in (graph, verifying):
+        monkeypatch.setattr(module, "MOST_VALUES", 5 * (values + 64))
     batches = []
 
     def counted(session: Any, inputs: np.ndarray) -> np.ndarray:
@@ -367,6 +396,26 @@ def test_other_data_prove_nothing_and_fail_only_where_they_were_pointed_to(train
     _, findings = verify_bundle(other, data_root=str(tmp_path))
     assert findings[-1].holds is False
     assert "has other data than those that the bundle was made from" in findings[-1].message
+
+
+@pytest.mark.parametrize("place", ["task", "unlabelled"])
+def test_data_that_a_bundle_names_are_not_prepared_for_it(place: str, trained: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        file = tmp_path / "pictures" / f"class {number % 4}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(file)
+    pictures = f"folder:{tmp_path / 'pictures'}"
+
+    def name(document: dict[str, Any]) -> None:
+        if place == "task":
+            document["provenance"]["task"] = f"{pictures}@classes:2#class 0,class 1"
+        else:
+            document["provenance"]["task_options"] = {"unlabelled": pictures}
+
+    load_task("digits")
+    _, findings = verify_bundle(forged_copy(trained, tmp_path / "bundle", name))
+    assert findings[-1].holds is None
+    assert f"{pictures}: is not prepared on this machine" in findings[-1].message
 
 
 @pytest.mark.parametrize("place", ["task", "unlabelled"])
