@@ -164,7 +164,8 @@ def test_another_address_and_a_database_in_the_jobs_folder_are_refused(metasearc
 def test_the_last_job_of_a_study_is_asked_for_stopped_and_read(metasearch: Run, server: FakeJobServer) -> None:
     for _ in range(2):
         metasearch("launch", "digits", "--name", "s", "--detach", "--submit", server.url)
-    last = max(server.jobs, key=lambda job: server.jobs[job]["start_time"])
+    first, last = sorted(server.jobs, key=lambda job: server.jobs[job]["start_time"])
+    server.jobs[first] |= server.ends_as
     code, out, _ = metasearch("status", "s", "--json", "--submit", server.url)
     assert code == 0
     assert json.loads(out)["id"] == last
@@ -177,6 +178,18 @@ def test_the_last_job_of_a_study_is_asked_for_stopped_and_read(metasearch: Run, 
     code, _, err = metasearch("status", "t", "--submit", server.url)
     assert code == 3
     assert "there are: s" in err
+
+
+def test_a_running_job_is_not_hidden_by_a_later_one_that_was_refused(metasearch: Run, server: FakeJobServer) -> None:
+    for _ in range(2):
+        metasearch("launch", "digits", "--name", "s", "--detach", "--submit", server.url)
+    running, refused = sorted(server.jobs, key=lambda job: server.jobs[job]["start_time"])
+    server.jobs[refused] |= {"status": "FAILED", "driver_exit_code": 5}
+    assert metasearch("status", "s", "--submit", server.url)[1] == f"s: job {running} RUNNING\n"
+    metasearch("logs", "s", "--submit", server.url)
+    assert metasearch("stop", "s", "--submit", server.url)[0] == 0
+    asked = [request for request in server.asked if request.endswith(("/logs", "/stop"))]
+    assert asked == [f"GET /api/jobs/{running}/logs", f"POST /api/jobs/{running}/stop"]
 
 
 def test_a_resumed_study_keeps_its_name(metasearch: Run, server: FakeJobServer) -> None:

@@ -110,11 +110,14 @@ class JobServer:
         return sorted(ours, key=lambda job: job.started or 0.0, reverse=True)
 
     def job_of(self, study: str) -> Job:
-        """Return the last job of a study. Raises NotFoundError, with the studies there are."""
+        """Return the last job of a study that is not over, else its last: a second driver is refused, and ends first.
+
+        Raises NotFoundError, with the studies there are.
+        """
         jobs = self.jobs()
-        for job in jobs:
-            if job.study == study:
-                return job
+        of_study = [job for job in jobs if job.study == study]
+        if of_study:
+            return next((job for job in of_study if not job.is_over), of_study[0])
         known = ", ".join(sorted({job.study for job in jobs})) or "none"
         raise NotFoundError(f"study {study!r}: no job of this name at {self.url}; there are: {known}")
 
