@@ -212,6 +212,17 @@ def test_a_client_without_the_token_is_refused_in_one_line_with_the_next_step(
     assert "canary" not in err
 
 
+def test_the_token_does_not_go_to_a_proxy_that_could_read_it(
+    server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib.request._opener", None)  # urlopen's, which knows the proxies of its first use
+    monkeypatch.delenv("no_proxy", raising=False)
+    with fake_job_server() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        JobServer(server.url).submit(["launch"], "s", files={})
+        assert (proxy.asked, server.asked) == ([], ["POST /api/jobs/"])
+
+
 def test_a_server_that_is_not_there_or_no_url_is_one_line(metasearch: Run) -> None:
     code, _, err = metasearch("status", "s", "--submit", "http://127.0.0.1:9")
     assert (code, err.count("\n")) == (1, 1)

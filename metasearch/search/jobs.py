@@ -68,6 +68,9 @@ class JobServer:
             raise InputError("--submit", "must be the URL of a Ray dashboard, such as http://HEAD:8265", url)
         self.url = url.rstrip("/")
         self._token = token()
+        # none of the environment's proxies for http://, where one could read the token
+        proxies = urllib.request.ProxyHandler({} if self.url.startswith("http:") else None)
+        self._opener = urllib.request.build_opener(proxies)
 
     def submit(self, arguments: Sequence[str], study: str, *, files: Mapping[str, bytes]) -> str:
         """Start `python -m metasearch arguments...` on the head, in a folder with the files; return the job's id.
@@ -163,7 +166,7 @@ class JobServer:
         if self._token is not None:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
