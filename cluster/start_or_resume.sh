@@ -16,8 +16,13 @@ fi
 study=$1
 shift
 both=()
+storage=()
 while [ "$#" -gt 0 ] && [ "$1" != "--" ]; do
     both+=("$1")
+    case "$1" in
+        --storage) storage=("$1" "${2:-}") ;;
+        --storage=*) storage=("$1") ;;
+    esac
     shift
 done
 if [ "${1:-}" != "--" ] || [ "$#" -lt 2 ]; then
@@ -42,7 +47,7 @@ waited_for() {
 
 attempt() {
     code=0
-    metasearch status "$study" > /dev/null 2>&1 || code=$?
+    metasearch status "$study" ${storage[@]+"${storage[@]}"} > /dev/null 2>&1 || code=$?
     case "$code" in
         0) waited_for metasearch resume "$study" ${both[@]+"${both[@]}"} ;;
         3) waited_for metasearch launch "$@" --name "$study" ${both[@]+"${both[@]}"} ;;

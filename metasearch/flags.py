@@ -207,12 +207,15 @@ class ResourceFlags:
     address: Address = None
 
     def check(self) -> None:
-        """Raise InputError for GPUs that no trial would get. Loads no ray."""
+        """Raise InputError for GPUs that no trial would get, and an address of Ray's client. Loads no ray."""
+        from metasearch.search.connect import check_address
         from metasearch.search.placement import check_fits_here, check_share
 
         check_share(self.gpus_per_trial)
         if self.address is None:
             check_fits_here(self.gpus_per_trial)
+        else:
+            check_address(self.address)
 
     def resources(self) -> Resources:
         """Return them as the search takes them."""

@@ -174,7 +174,7 @@ def logs(
     submit: SubmittedTo,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job has ended; exit as it does.")] = False,
 ) -> None:
-    """Print what the last job of a study has written.
+    """Print what the job of a study, running or else the last, has written.
 
     Example: metasearch logs STUDY --submit http://HEAD:8265 --follow
     """
@@ -188,7 +188,7 @@ def logs(
 
 
 def job_status(url: str, study: str, *, as_json: bool) -> None:
-    """Print where the last job of a study stands."""
+    """Print where the job of a study stands, the running one or else the last."""
     from metasearch.search.jobs import JobServer
 
     job = JobServer(url).job_of(study)

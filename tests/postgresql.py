@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,18 @@ from pathlib import Path
 
 PASSWORD = "canary-9f3b"
 """Of the server's one user: it must be shown nowhere."""
+
+
+def new_database(url: str) -> str:
+    """Make a database without tables on the server of this URL; return its own, password included."""
+    import sqlalchemy
+
+    name = f"new_{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return engine.url.set(database=name).render_as_string(hide_password=False)
 
 
 def programs() -> Path | None:

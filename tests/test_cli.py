@@ -102,6 +102,14 @@ def test_bad_input_is_one_line_and_an_exit_code(
     assert "canary" not in err
 
 
+def test_an_address_of_rays_client_is_refused_before_a_study_is_made(metasearch: Run, tmp_path: Path) -> None:
+    storage = tmp_path / "studies.db"
+    code, _, err = metasearch("launch", "digits", "--address", "ray://head:10001", "--storage", f"sqlite:///{storage}")
+    rule = "must be auto or HOST:PORT; outside the cluster's nodes use --submit"
+    assert (code, err) == (2, f"metasearch: --address: {rule}, got 'ray://head:10001'\n")
+    assert not storage.exists()
+
+
 def test_a_bad_configuration_names_file_and_key(metasearch: Run, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("student.width: 0\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
 import shutil
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.command_texts import commands_in_markdown
 from tests.repository import REPOSITORY
 
 CLUSTER = REPOSITORY / "cluster"
@@ -103,6 +106,30 @@ def test_the_guide_says_what_to_fill_in_of_the_cloud_files() -> None:
     for name in CLOUDS:
         asked = set(re.findall(r"\bYOUR_\w+", (CLUSTER / f"{name}.yaml").read_text(encoding="utf-8"))) - {"YOUR_"}
         assert {text for text in asked if text not in guide} == set()
+
+
+def test_the_guide_lets_the_head_of_aws_pass_the_role_of_the_workers_alone() -> None:
+    import ray
+
+    source = (Path(ray.__file__).parent / "autoscaler/_private/aws/config.py").read_text(encoding="utf-8")
+    assert re.search(r'(?m)^RAY = "ray-autoscaler"$', source)
+    assert re.search(r'(?m)^DEFAULT_RAY_IAM_ROLE = RAY \+ "-v1"$', source)
+    types = launcher("aws")["available_node_types"]
+    assert [kind for kind, node in types.items() if "IamInstanceProfile" not in node["node_config"]] == ["head"]
+    commands = list(commands_in_markdown((CLUSTER / "README.md").read_text(encoding="utf-8"), "aws"))
+    (profile,) = (options_of(words) for words in commands if "add-role-to-instance-profile" in words)
+    policies = [options_of(words) for words in commands if "put-role-policy" in words]
+    allowed = [
+        (policy["--role-name"], statement["Action"], statement["Resource"])
+        for policy in policies
+        for statement in json.loads(policy["--policy-document"])["Statement"]
+        if "iam:" in str(statement["Action"])
+    ]
+    assert allowed == [("ray-autoscaler-v1", "iam:PassRole", f"arn:aws:iam::*:role/{profile['--role-name']}")]
+
+
+def options_of(words: list[str]) -> dict[str, str]:
+    return {flag: value for flag, value in itertools.pairwise(words) if flag.startswith("--")}
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:

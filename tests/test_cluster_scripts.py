@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import slurm
+from tests.postgresql import new_database
 
 CLUSTER = Path(__file__).parent.parent / "cluster"
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
@@ -92,6 +93,24 @@ def test_a_study_that_is_there_is_resumed(tmp_path: Path) -> None:
     program(tmp_path, "metasearch", "exit 0")
     assert start_or_resume(tmp_path, "s", "--workers", "4", "--", "digits", "--trials", "9") == 0
     assert calls(tmp_path) == ["metasearch status s", "metasearch resume s --workers 4"]
+
+
+@pytest.mark.parametrize("flag", [["--storage", "sqlite:////d/s.db"], ["--storage=sqlite:////d/s.db"]])
+@pytest.mark.parametrize(("code", "then"), [(0, "resume s"), (3, "launch digits --name s")])
+def test_a_study_is_looked_for_in_the_storage_that_it_is_driven_in(
+    tmp_path: Path, flag: list[str], code: int, then: str
+) -> None:
+    program(tmp_path, "metasearch", f'[ "$1" != status ] || exit {code}')
+    assert start_or_resume(tmp_path, "s", *flag, "--workers", "4", "--", "digits") == 0
+    given = " ".join(flag)
+    assert calls(tmp_path) == [f"metasearch status s {given}", f"metasearch {then} {given} --workers 4"]
+
+
+def test_the_first_study_of_a_new_database_is_launched(tmp_path: Path, postgresql_url: str) -> None:
+    program(tmp_path, "metasearch", f'[ "$1" != status ] || exec {sys.executable} -m metasearch "$@"')
+    url = new_database(postgresql_url)
+    assert start_or_resume(tmp_path, "s", "--", "digits", METASEARCH_STORAGE=url, METASEARCH_TRIES="1") == 0
+    assert calls(tmp_path) == ["metasearch status s", "metasearch launch digits --name s"]
 
 
 def test_a_storage_that_is_away_is_tried_again_and_then_given_up(tmp_path: Path) -> None:

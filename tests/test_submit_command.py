@@ -164,7 +164,8 @@ def test_another_address_and_a_database_in_the_jobs_folder_are_refused(metasearc
 def test_the_last_job_of_a_study_is_asked_for_stopped_and_read(metasearch: Run, server: FakeJobServer) -> None:
     for _ in range(2):
         metasearch("launch", "digits", "--name", "s", "--detach", "--submit", server.url)
-    last = max(server.jobs, key=lambda job: server.jobs[job]["start_time"])
+    first, last = sorted(server.jobs, key=lambda job: server.jobs[job]["start_time"])
+    server.jobs[first] |= server.ends_as
     code, out, _ = metasearch("status", "s", "--json", "--submit", server.url)
     assert code == 0
     assert json.loads(out)["id"] == last
@@ -177,6 +178,18 @@ def test_the_last_job_of_a_study_is_asked_for_stopped_and_read(metasearch: Run, 
     code, _, err = metasearch("status", "t", "--submit", server.url)
     assert code == 3
     assert "there are: s" in err
+
+
+def test_a_running_job_is_not_hidden_by_a_later_one_that_was_refused(metasearch: Run, server: FakeJobServer) -> None:
+    for _ in range(2):
+        metasearch("launch", "digits", "--name", "s", "--detach", "--submit", server.url)
+    running, refused = sorted(server.jobs, key=lambda job: server.jobs[job]["start_time"])
+    server.jobs[refused] |= {"status": "FAILED", "driver_exit_code": 5}
+    assert metasearch("status", "s", "--submit", server.url)[1] == f"s: job {running} RUNNING\n"
+    metasearch("logs", "s", "--submit", server.url)
+    assert metasearch("stop", "s", "--submit", server.url)[0] == 0
+    asked = [request for request in server.asked if request.endswith(("/logs", "/stop"))]
+    assert asked == [f"GET /api/jobs/{running}/logs", f"POST /api/jobs/{running}/stop"]
 
 
 def test_a_resumed_study_keeps_its_name(metasearch: Run, server: FakeJobServer) -> None:
@@ -197,6 +210,17 @@ def test_a_client_without_the_token_is_refused_in_one_line_with_the_next_step(
     assert (code, err.count("\n")) == (1, 1)
     assert "asks for a token" in err
     assert "canary" not in err
+
+
+def test_the_token_does_not_go_to_a_proxy_that_could_read_it(
+    server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urllib.request._opener", None)  # urlopen's, which knows the proxies of its first use
+    monkeypatch.delenv("no_proxy", raising=False)
+    with fake_job_server() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        JobServer(server.url).submit(["launch"], "s", files={})
+        assert (proxy.asked, server.asked) == ([], ["POST /api/jobs/"])
 
 
 def test_a_server_that_is_not_there_or_no_url_is_one_line(metasearch: Run) -> None:

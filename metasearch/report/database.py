@@ -92,13 +92,16 @@ def open_database(url: str, *, patience_s: int | None = None) -> Database:
     """Return the storage at `url`, opened for reading alone.
 
     patience_s: how long a locked file, or a server that does not answer, is waited for; None for a minute at a file,
-    and for as long as the URL says at a server. Raises NotFoundError if its file is missing, StorageError if it cannot
-    be read or holds none of Optuna's tables.
+    and for as long as the URL says at a server. Raises NotFoundError if its file, or Optuna's tables in it, are not
+    there, StorageError if it cannot be read or has these tables in part.
     """
     database = _opened(url, patience_s)
     with database.snapshot() as select:
         there = {name for (name,) in select(TABLES[database.file is None])}
-        if not {"studies", "version_info"} <= there:
+        made = there & {"studies", "version_info"}
+        if not made:
+            raise _empty(shown_url(url))
+        if len(made) == 1:  # of another program, or just being made
             raise StorageError(f"{shown_url(url)}: holds no studies of Optuna")
         versions = [select("SELECT schema_version FROM version_info")]
         if "alembic_version" in there:  # not before Optuna 0.14
@@ -129,7 +132,7 @@ def _opened(url: str, patience_s: int | None) -> Database:
     if url.startswith(SQLITE):
         path = Path(url.removeprefix(SQLITE).partition("?")[0])
         if not path.is_file():
-            raise NotFoundError(f"{path}: no studies here yet; `metasearch launch` makes the first")
+            raise _empty(str(path))
         return Database(url, file=path, patience_s=BUSY_TIMEOUT_S if patience_s is None else patience_s)
     import sqlalchemy
 
@@ -146,6 +149,10 @@ def _opened(url: str, patience_s: int | None) -> Database:
         raise StorageError(f"{place}: needs the extra `postgresql` (module {error.name} is missing)") from error
     sqlalchemy.event.listen(engine, "connect", _read_only)
     return Database(url, engine=engine)
+
+
+def _empty(place: str) -> NotFoundError:
+    return NotFoundError(f"{place}: no studies here yet; `metasearch launch` makes the first")
 
 
 def _read_only(connection: Any, record: Any) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from metasearch.errors import MetasearchError
+from metasearch.errors import InputError, MetasearchError
 
 TIMEOUT_S = 30.0
 TOKEN_REMEDY = (
@@ -47,12 +47,21 @@ def on_loopback() -> Iterator[None]:
             os.environ[name] = in_environment
 
 
+def check_address(address: str) -> None:
+    """Raise InputError for an address of Ray's client, which cannot send what Tune runs. auto: RAY_ADDRESS, if set."""
+    in_environment = os.environ.get("RAY_ADDRESS") if address == "auto" else None
+    place, meant = ("RAY_ADDRESS", in_environment) if in_environment else ("--address", address)
+    if "://" in meant:
+        raise InputError(place, "must be auto or HOST:PORT; outside the cluster's nodes use --submit", meant)
+
+
 def check_reachable(address: str) -> None:
     """Raise MetasearchError, with the next step, unless a cluster at the address (or auto) answers and takes our token.
 
-    An address with a scheme, and `local`, are left to Ray.
+    `local` is left to Ray. Raises InputError as `check_address` does.
     """
-    if "://" in address or address == "local":
+    check_address(address)
+    if address == "local":
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == "auto" else ["--address", address]

@@ -68,6 +68,9 @@ class JobServer:
             raise InputError("--submit", "must be the URL of a Ray dashboard, such as http://HEAD:8265", url)
         self.url = url.rstrip("/")
         self._token = token()
+        # none of the environment's proxies for http://, where one could read the token
+        proxies = urllib.request.ProxyHandler({} if self.url.startswith("http:") else None)
+        self._opener = urllib.request.build_opener(proxies)
 
     def submit(self, arguments: Sequence[str], study: str, *, files: Mapping[str, bytes]) -> str:
         """Start `python -m metasearch arguments...` on the head, in a folder with the files; return the job's id.
@@ -110,11 +113,14 @@ class JobServer:
         return sorted(ours, key=lambda job: job.started or 0.0, reverse=True)
 
     def job_of(self, study: str) -> Job:
-        """Return the last job of a study. Raises NotFoundError, with the studies there are."""
+        """Return the last job of a study that is not over, else its last: a second driver is refused, and ends first.
+
+        Raises NotFoundError, with the studies there are.
+        """
         jobs = self.jobs()
-        for job in jobs:
-            if job.study == study:
-                return job
+        of_study = [job for job in jobs if job.study == study]
+        if of_study:
+            return next((job for job in of_study if not job.is_over), of_study[0])
         known = ", ".join(sorted({job.study for job in jobs})) or "none"
         raise NotFoundError(f"study {study!r}: no job of this name at {self.url}; there are: {known}")
 
@@ -160,7 +166,7 @@ class JobServer:
         if self._token is not None:
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):

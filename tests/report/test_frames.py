@@ -26,6 +26,7 @@ from metasearch.report.rows import Wanted
 from metasearch.search.store import FAILURE, LOST, RESULT, RUN, create_study, load_study, open_storage
 from tests.bench.large_study import make_study
 from tests.fakes import describe, finished_study, new_storage
+from tests.postgresql import new_database
 
 
 def new_name() -> str:
@@ -159,14 +160,29 @@ def test_a_schema_of_another_version_is_not_read_by_sql(tmp_path: Path, statemen
     assert open_database(f"sqlite:///{path}").known is known
 
 
-def test_a_file_without_studies_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_file_that_could_hold_no_studies_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, though as long as a header of one would be" * 20)
-    sqlite3.connect(tmp_path / "empty.db").execute("CREATE TABLE t (x)")
-    for file, words in (("text.db", "file is not a database"), ("empty.db", "holds no studies")):
+    sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE studies (x)")
+    for file, words in (("text.db", "file is not a database"), ("other.db", "holds no studies")):
         with pytest.raises(StorageError, match=words):
             open_database(f"sqlite:///{tmp_path / file}")
-    with pytest.raises(NotFoundError, match="no studies here yet"):
-        open_database(f"sqlite:///{tmp_path / 'none.db'}")
+
+
+def test_a_database_into_which_a_launch_would_put_the_first_study_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    sqlite3.connect(tmp_path / "of_others.db").execute("CREATE TABLE t (x)")
+    for file in ("none.db", "empty.db", "of_others.db"):
+        with pytest.raises(NotFoundError, match=f"{file}: no studies here yet"):
+            open_database(f"sqlite:///{tmp_path / file}")
+
+
+def test_a_new_database_of_a_server_is_not_found_until_the_first_study(postgresql_url: str, tmp_path: Path) -> None:
+    url = new_database(postgresql_url)
+    with pytest.raises(NotFoundError, match="no studies here yet") as caught:
+        open_database(url)
+    assert "canary" not in str(caught.value)
+    create_study(open_storage(url, create=True), "first", describe(tmp_path))
+    assert [head.name for head in study_heads(open_database(url))] == ["first"]
 
 
 def test_reading_cannot_write(url: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasearch.errors import MetasearchError
+from metasearch.errors import InputError, MetasearchError
 from metasearch.search import launch, nodes
 from metasearch.search.artefacts import KeptFile, probed
 from metasearch.search.connect import check_reachable
@@ -167,6 +167,30 @@ def test_a_worker_bounds_its_gpu_memory_before_anything_is_loaded(
 
 
 # The address
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "place"),
+    [
+        ("ray://head:10001", None, "--address"),
+        ("ray://head:10001", "head:6379", "--address"),
+        ("auto", "ray://head:10001", "RAY_ADDRESS"),
+    ],
+)
+def test_no_search_joins_a_cluster_by_rays_client(
+    address: str, environment: str | None, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[str] = []
+    monkeypatch.setattr("ray.init", lambda address, **_: joined.append(address))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    refused = pytest.raises(
+        InputError, match=f"^{place}: must be auto or HOST:PORT; outside .* use --submit, got 'ray:"
+    )
+    with refused, launch._cluster_checked(describe(tmp_path), Resources(address=address), print):
+        pass
+    assert joined == []
 
 
 @pytest.mark.slow
