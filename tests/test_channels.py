@@ -97,7 +97,7 @@ def test_keeping_every_channel_changes_no_output(name: str) -> None:
     assert torch.equal(same(batch(shape)), model(batch(shape)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(name=st.sampled_from(sorted(NETWORKS)), data=st.data())
 def test_a_pruned_network_matches_the_masked_network(name: str, data: st.DataObject) -> None:
     model, shape = NETWORKS[name]
@@ -110,7 +110,7 @@ def test_a_pruned_network_matches_the_masked_network(name: str, data: st.DataObj
     assert [group.size for group in channel_groups(pruned)] == [len(kept) for kept in keep]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     width=st.integers(1, 9),

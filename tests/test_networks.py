@@ -23,7 +23,7 @@ def convolutions(model: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     channels=st.sampled_from([1, 3, 5]),
     height=SIDES,

@@ -36,7 +36,6 @@ def sparse_array(shape: tuple[int, ...], density: float, *, seed: int = 0, dtype
     return flat.reshape(shape)
 
 
-@settings(deadline=None)
 @given(
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=4).map(tuple),
     density=st.floats(0, 1),
@@ -71,7 +70,7 @@ def test_packing_begins_at_the_stated_density(dtype: str, break_even: float) -> 
     assert sum(tensor.nbytes for tensor in stored.values()) < below.nbytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60), st.floats(0, 1)), min_size=1, max_size=5))
 def test_what_is_stored_is_never_more_than_the_dense_weights(sizes: list[tuple[int, int, float]]) -> None:
     weights = {f"w{i}": sparse_array((a, b), density) for i, (a, b, density) in enumerate(sizes)}

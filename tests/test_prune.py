@@ -377,7 +377,7 @@ def test_recalibrated_statistics_are_those_of_numpy(count: int) -> None:
     np.testing.assert_allclose(norm.running_var.numpy(), variance, rtol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(count=st.integers(3, 6000))
 def test_every_recalibration_batch_spans_a_train_split_sorted_by_class(count: int) -> None:
     task = synthetic_task(counts=(count, 3, 3), shape=(2,), sorted_by_class=True)

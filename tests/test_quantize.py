@@ -44,7 +44,7 @@ def test_a_value_in_range_comes_back_within_half_a_scale(scale: float, zero_poin
     assert torch.equal(quantization.quantize(centred * quantization.scale_on()), centred)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.booleans())
 def test_ranges_hold_zero_and_lose_at_most_what_min_max_loses(seed: int, rectified: bool) -> None:
     values = torch.randn(2000, generator=torch.Generator().manual_seed(seed)) + 0.3

@@ -34,7 +34,6 @@ def total(model: nn.Module) -> int:
     return sum(weight.numel() for weight in prunable_weights(model).values())
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.just(0.0) | st.floats(1e-6, 10) | st.floats(-10, -1e-6), min_size=1, max_size=30),
     st.integers(-8, 8),
@@ -52,7 +51,7 @@ def test_scores_are_the_shares_of_what_is_no_smaller_at_any_scale(values: list[f
     torch.testing.assert_close(layer_adaptive_scores(weight * 2.0**power), scores)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sparsity=st.floats(0.001, 0.999), seed=st.integers(0, 5))
 def test_the_share_asked_for_goes_and_every_layer_keeps_its_largest_weight(sparsity: float, seed: int) -> None:
     model = network(seed)

@@ -58,7 +58,7 @@ def network(seed: int | None = None, *, rate: float = 0.01, outputs: tuple[str, 
 
 
 @given(st.floats(0, 1), st.integers(0, 20))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_policy_is_the_formula_of_its_network(progress: float, seed: int) -> None:
     found = network(seed)
     w = found.weights

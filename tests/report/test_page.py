@@ -116,7 +116,7 @@ def harmless(whole: Report) -> Elements:
 
 @given(text=st.text(min_size=1))
 @example("".join(HOSTILE))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_script_in_any_string_stays_text(whole: Report, harmless: Elements, text: str) -> None:
     # a letter before it: an empty cell, caption or note is left out of the page
     found = Elements(render_page(poisoned(whole, f"x{text}")))
@@ -147,7 +147,7 @@ def poisoned(value: Any, text: str, name: str = "") -> Any:
         st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_embedded_json_is_read_back_and_holds_no_markup(value: Any) -> None:
     text = json_for_html(value)
     assert json.loads(text) == value

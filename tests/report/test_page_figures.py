@@ -47,7 +47,7 @@ def series_of(figure: Figure, name: str) -> list[int]:
 
 
 @given(count=st.integers(0, 60), most=st.integers(0, 60), data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_sample_keeps_the_whole_front_and_no_row_twice(count: int, most: int, data: st.DataObject) -> None:
     front = data.draw(st.sets(st.integers(0, count - 1)) if count else st.just(set[int]()))
     rows = drawn_rows(count, front, most=most)
@@ -92,7 +92,7 @@ def test_latency_stands_with_half_its_spread_on_each_side(facts: Facts) -> None:
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 25), objectives=st.sampled_from([1, 2]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_hypervolume_over_trials_is_optunas_after_every_trial(seed: int, count: int, objectives: int) -> None:
     # coarse values, so that there are ties
     costs = np.random.default_rng(seed).integers(0, 11, (count, objectives)) / 10
@@ -172,7 +172,7 @@ def test_figures_are_json_without_nan(url: str) -> None:
 
 
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_scores_by_class_are_scikit_learns(seed: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
     labels, predicted = rng.integers(classes, size=(2, 30))

@@ -134,7 +134,7 @@ def expressions() -> st.SearchStrategy[Both]:
     return st.recursive(leaves(), larger, max_leaves=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(expressions())
 def test_an_expression_keeps_the_rows_that_pandas_keeps(both: Both) -> None:
     text, kept = both
@@ -142,7 +142,7 @@ def test_an_expression_keeps_the_rows_that_pandas_keeps(both: Both) -> None:
     assert found.tolist() == list(map(bool, kept)), text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(expressions())
 def test_a_trial_is_at_distance_zero_exactly_where_the_condition_holds(both: Both) -> None:
     condition = parse_where(both[0])
@@ -158,7 +158,7 @@ SIGNS_AND_WORDS = "( ) [ ] , < <= = != + - * / and or not in x family model_byte
 WORDS = st.sampled_from([*SIGNS_AND_WORDS.split(" "), '"a"', "'b'", "`x`", "__import__('os')", "\n", "é", "\0"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=40) | st.lists(WORDS, max_size=20).map(" ".join) | st.lists(WORDS, max_size=12).map("".join))
 @example("(" * 10_000)
 @example("not " * 10_000 + "x")

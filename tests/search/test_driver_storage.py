@@ -45,7 +45,7 @@ def interrupted_while_writing(study: Study, trial: optuna.Trial) -> None:
         raise KeyboardInterrupt
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(["ask", "param", "attribute", "constraint", "complete", "fail", "undo"]), max_size=30))
 def test_memory_holds_what_the_database_holds_whatever_is_written(
     tmp_path_factory: pytest.TempPathFactory, events: list[str]

@@ -90,7 +90,7 @@ def test_configurations_in_the_queue_run_first_and_count(study: Study) -> None:
     assert books.ask()[1].config != proposal.config
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(["ask", "complete", "prune", "fail", "lose", "give up", "die", "stop"]), max_size=40))
 def test_whatever_happens_exactly_n_finish_with_their_first_parameters(events: list[str]) -> None:
     target = 5

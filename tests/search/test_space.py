@@ -441,7 +441,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(documents(), st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_space_survives_yaml_and_gives_whole_configurations(document: dict[str, Any], seed: int) -> None:
     space = parse_space(yaml.safe_dump(document), place=PLACE)
     again = parse_space(space.to_yaml(), place=PLACE)
@@ -453,7 +453,6 @@ def test_space_survives_yaml_and_gives_whole_configurations(document: dict[str, 
 
 
 @given(st.sampled_from(sorted(POLICIES)), st.data())
-@settings(deadline=None)
 def test_a_policy_that_the_reader_accepts_constructs(name: str, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(kinds_of(name)))
     drawn = {p: data.draw(domains(policy_parameter_rule(name, kind, p))) for p in policy_parameters(kind)}

@@ -54,7 +54,7 @@ def permitted(distribution: BaseDistribution, value: Any) -> bool:
     return type(value) is wanted and distribution._contains(distribution.to_internal_repr(value))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(distributions, SEEDS)
 def test_drawn_values_are_permitted_and_encoded_inside_the_cube(distribution: BaseDistribution, seed: int) -> None:
     axis, rng = Axis("a", distribution), np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def test_drawn_values_are_permitted_and_encoded_inside_the_cube(distribution: Ba
         assert (columns < 1 + 1e-9).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(distributions, SEEDS, st.floats(0.01, 2))
 def test_a_value_nearby_is_another_one_and_permitted(distribution: BaseDistribution, seed: int, spread: float) -> None:
     axis, rng = Axis("a", distribution), np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def test_a_space_too_large_to_list_is_not_listed(more: BaseDistribution) -> None
     assert encoding.untried(np.zeros((0, len(encoding.parameter))), np.random.default_rng(0)) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.one_of(whole_numbers(), choices()), SEEDS)
 def test_different_values_of_a_finite_parameter_are_different_points(distribution: BaseDistribution, seed: int) -> None:
     axis, rng = Axis("a", distribution), np.random.default_rng(seed)
@@ -140,7 +140,7 @@ def test_different_values_of_a_finite_parameter_are_different_points(distributio
     assert len({tuple(np.round(axis.encode(value), 9)) for value in values}) == len(values)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(floats().filter(lambda d: d.step is None), st.floats(0, 1))
 def test_the_value_at_a_share_is_encoded_as_that_share(distribution: FloatDistribution, share: float) -> None:
     axis = Axis("a", distribution)

@@ -73,7 +73,7 @@ def test_directions_are_unit_vectors_that_never_change() -> None:
         assert np.array_equal(rays, directions(objectives, 50))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 10))
 def test_improvement_is_the_difference_of_volumes(seed: int, objectives: int, count: int) -> None:
     measure = Hypervolume.of(np.ones(objectives), np.ones(objectives), count=64)
@@ -90,7 +90,7 @@ def test_improvement_is_averaged_over_samples() -> None:
     assert np.allclose(measure.improvement(samples, best), np.mean(each, axis=0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(-100, 100))
 def test_volume_depends_on_no_order_no_dominated_point_and_no_unit(seed: int, factor: float, shift: float) -> None:
     points = sampled(seed, 9, 3)
@@ -104,7 +104,7 @@ def test_volume_depends_on_no_order_no_dominated_point_and_no_unit(seed: int, fa
     assert other.volume(points * factors + shift) == pytest.approx(volume, rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=8))
 def test_non_dominated_points_are_those_of_the_definition(pairs: list[tuple[int, int]]) -> None:
     def dominates(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -106,7 +106,6 @@ def typed(prior: Prior) -> list[dict[str, tuple[type, Any]]]:
     return [{name: (type(value), value) for name, value in trial.params.items()} for trial in prior.trials]
 
 
-@settings(deadline=None)  # the first example loads pyarrow's codecs
 @given(st.tuples(priors("one"), priors("two")))
 def test_what_is_written_is_read_with_every_value_of_the_same_type(written: tuple[Prior, ...]) -> None:
     found = decode_priors(encode_priors(written, place="p"), place="p")

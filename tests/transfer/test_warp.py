@@ -14,7 +14,7 @@ from metasearch.transfer.warp import SOFTNESSES, Warp, choose_warp
 Array = NDArray[np.float64]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(SOFTNESSES), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
 def test_a_warp_is_monotone_and_its_inverse_undoes_it(softness: float, low: float, spread: float) -> None:
     warp = Warp(low, spread, softness)
@@ -44,7 +44,7 @@ def test_a_long_tail_becomes_nearly_normal() -> None:
     assert abs(kurtosis(warped)) < 2 < 10 < kurtosis(y)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(1e-6, 1e6), st.floats(-1e3, 1e3), st.booleans())
 def test_warped_values_do_not_depend_on_the_unit(seed: int, factor: float, shift: float, tail: bool) -> None:
     y = np.random.default_rng(seed).standard_normal((2, 30))
