@@ -89,8 +89,8 @@ def run_study(
     """Drive a study, new or interrupted, to its target, then its final runs and controls.
 
     more: than what the study says that it may use; its timeout_s is of this driver alone. accept_versions: go on
-    although other versions made it. Raises StorageError while another driver runs it, InputError if its task or what
-    computes its trials has changed.
+    although other versions made it. Raises StorageError while another driver runs it or when its lease is lost,
+    InputError if its task or what computes its trials has changed.
     """
     with storage_errors(str(storage.url)):
         if name.endswith(CONTROLS):
@@ -121,11 +121,16 @@ def run_study(
                 study.enqueue_trial(config)
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 search = _Search(storage, study, enlarged, resources, heard, stop, budget.timeout_s)
-                return search.run(final=final)
+                outcome = search.run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
-            return Outcome(study, stopped=stop.reason or "interrupted")
+            outcome = Outcome(study, stopped=stop.reason or "interrupted")
         finally:
             lease.release()
+        if outcome.stopped and outcome.stopped == lease.lost:  # nobody asked for it: to be tried again
+            raise StorageError(
+                f"study {name}: {lease.lost}; nothing finished is lost. Go on with: metasearch resume {name}"
+            )
+        return outcome
 
 
 def _budget(description: StudyDescription) -> Budget:

@@ -38,7 +38,8 @@ class Lease:
     """Holds a study for this process until `release`; a thread renews it and watches for a request to stop.
 
     on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost, or
-    cannot be renewed. tell: hears what is waited for.
+    cannot be renewed. tell: hears what is waited for. lost: that reason where it is the storage's or another driver's,
+    "" while nothing of the kind has happened.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Lease:
         self._name = study.study_name
         self._on_stop, self._tell = on_stop, tell
         self._identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        self._text = ""
+        self._text = self.lost = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -124,7 +125,11 @@ class Lease:
         try:
             self._renew_until_done()
         except Exception as error:  # of whatever type: without the thread nobody would hear of it
-            self._on_stop(f"the lease cannot be renewed: {type(error).__name__}: {error}")
+            self._lose(f"the lease cannot be renewed: {type(error).__name__}: {error}")
+
+    def _lose(self, reason: str) -> None:
+        self.lost = " ".join(reason.split())  # a database's own words are often two lines
+        self._on_stop(self.lost)
 
     def _renew_until_done(self) -> None:
         told = False
@@ -139,11 +144,14 @@ class Lease:
                 ours, stop = time.time() - failing_since < EXPIRES_S, False
                 if not ours and not told:
                     told = True
-                    self._on_stop(f"the storage has been away for {EXPIRES_S:.0f} s: {getattr(error, 'orig', error)}")
+                    self._lose(f"the storage has been away for {EXPIRES_S:.0f} s: {getattr(error, 'orig', error)}")
                 continue
             if (stop or not ours) and not told:
                 told = True
-                self._on_stop("stop requested" if stop else "another driver took the study")
+                if stop:
+                    self._on_stop("stop requested")
+                else:
+                    self._lose("another driver took the study")
 
     def _is_ours(self) -> bool:
         """Whether the lease is ours after all: a renewal whose answer was lost with the connection."""

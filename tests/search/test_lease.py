@@ -19,12 +19,13 @@ import pytest
 from optuna.study import Study
 
 from metasearch.errors import NotFoundError, StorageError
+from metasearch.search import launch
 from metasearch.search import lease as module
 from metasearch.search.lease import Lease, ask_to_stop, holder_of
 from metasearch.search.names import LEASE
-from metasearch.search.store import STOP
+from metasearch.search.store import STOP, create_study, load_study
 from tests.command_line import Run
-from tests.fakes import new_storage
+from tests.fakes import describe, new_storage
 
 HOST = socket.gethostname()
 
@@ -329,6 +330,44 @@ def test_a_storage_that_stays_away_stops_the_driver_and_release_does_not_fail(
     lease.release()
     assert len(heard) == 1
     assert "the storage has been away" in heard[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "told"),
+    [
+        (True, 130, "stopped (stop requested); nothing finished is lost. Go on with: metasearch resume s"),
+        (
+            False,
+            5,
+            "study s: the storage has been away for 0 s: no such table: study_user_attributes; nothing finished",
+        ),
+    ],
+)
+def test_a_driver_that_stops_for_its_storage_is_to_be_tried_again_and_one_that_was_asked_to_is_not(
+    asked: bool, code: int, told: str, tmp_path: Path, metasearch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    monkeypatch.setattr(module, "EXPIRES_S", 0.1)
+
+    def run(search: launch._Search, **_: object) -> launch.Outcome:
+        if asked:
+            ask_to_stop(load_study(search.storage, "s"))
+        else:
+            rename("study_user_attributes", "away")
+        wait_for(search.stop.is_set)
+        if not asked:
+            rename("away", "study_user_attributes")
+        return launch.Outcome(search.study, stopped=search.stop.reason)
+
+    def rename(old: str, new: str) -> None:
+        with sqlite3.connect(tmp_path / "studies.db") as connection:
+            connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    monkeypatch.setattr(launch._Search, "run", run)
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    create_study(new_storage(url), "s", describe(tmp_path))
+    ended, _, err = metasearch("resume", "s", "--storage", url)
+    assert (ended, told in err, "metasearch resume s" in err) == (code, True, True)
 
 
 def test_the_lease_is_plain_json_without_the_storage_url(study: Study, tmp_path: Path) -> None:
