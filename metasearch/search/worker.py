@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -52,6 +53,8 @@ class TrialOutcome:
 GRACE_S = 10.0
 """A trial past its time limit is ended between two epochs; one that hangs so much longer, with its process."""
 TIMED_OUT = "timed_out"
+BROKEN_EXIT = 70
+"""The exit status of a process that can run no further trial."""
 REPORT_EVERY_S = 0.5
 """Between reports, at least: each takes a turn of the driver's, for which the worker waits."""
 
@@ -81,6 +84,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self._evaluate, self._report_every_s, self._announced = evaluate, report_every_s, announced
         self._timer = None if limit_s is None else HangTimer()
         self._limit_s = math.inf if limit_s is None else limit_s
+        self._broken = False
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -107,7 +111,13 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         return {"reports": reports} if outcome is None else {"reports": reports, "outcome": outcome, "done": True}
 
     def _open(self) -> dict[str, str] | None:
-        """Begin the trial, its clock too, once what trials share is there; return why that could not be opened."""
+        """Begin the trial, its clock too, once what trials share is there; return why that could not be opened.
+
+        A broken process ends instead: this trial is lost once, and runs again in a new one.
+        """
+        if self._broken:
+            self.cleanup()
+            os._exit(BROKEN_EXIT)
         if self._prepare is not None:
             try:
                 with machines_turn():
@@ -144,6 +154,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         except (
             Exception
         ) as error:  # a fault in a trial's code: recorded with its traceback, told at the end, not retried
+            self._broken = _cuda_is_broken()
             return self._outcome(None, {"reason": "error", "message": _with_traceback(error)})
         return None
 
@@ -174,6 +185,20 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             "seed": self._request.seed,
         }
         return TrialOutcome(result, failure, worker)
+
+
+def _cuda_is_broken() -> bool:
+    """Whether this process can use its GPU no more: after a failed assertion on the device, or an illegal access, every
+    call of CUDA raises for as long as the process lives.
+    """
+    torch = sys.modules.get("torch")  # which a trial that never used it does not load
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _with_traceback(error: Exception) -> str:

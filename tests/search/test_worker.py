@@ -7,6 +7,7 @@ import faulthandler
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +83,31 @@ def test_a_fault_of_the_code_that_prepares_is_lost_with_its_traceback_and_a_miss
         assert failure["reason"] == "lost"
         assert ("in faulty" in failure["message"]) == lines
         assert ("\n" in failure["message"]) == lines
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_process_whose_cuda_is_broken_ends_as_the_next_trial_begins_there(
+    sticky: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(request: TrialRequest, epoch: int) -> None:
+        if request.number == 0:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def synchronize() -> None:
+        if sticky:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(os, "_exit", leave)
+    worker = worker_of(evaluation(act))
+    assert worker.step()["outcome"].failure["reason"] == "error"
+    worker.reset_config({"request": TrialRequest(1, {"x": 0.5}, seed=3)})
+    with pytest.raises(SystemExit) if sticky else nullcontext():
+        assert "outcome" not in worker.step()
 
 
 def test_a_trial_of_which_tune_wrote_no_error_is_lost_all_the_same(study: Study) -> None:
