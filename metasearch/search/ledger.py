@@ -165,13 +165,14 @@ class Ledger:
         )
         self._close(number, "PRUNED")
 
-    def tell_lost(self, number: int, cause: str, worker: Mapping[str, Any]) -> None:
+    def tell_lost(self, number: int, cause: str, worker: Mapping[str, Any], *, counts: bool = True) -> None:
         """Put a trial that was lost with its worker back at the head of the queue; RETRIES times, then it failed.
 
-        One that a machine has killed for its memory so often has failed by its own doing.
+        One that a machine has killed for its memory so often has failed by its own doing. counts: whether this is one
+        of those times.
         """
         trial, _ = self._asked[number]
-        kept = self._attempts.lost(number)
+        kept = self._attempts.lost(number) if counts else {}
         if self._attempts.is_given_up(number):
             self._writer.note({trial._trial_id: kept})  # the time of this attempt is told by RUN
             starved = any(text in cause for text in OUT_OF_MEMORY)
