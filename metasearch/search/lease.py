@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -52,7 +53,7 @@ class Lease:
         self._study_id: int = study._study_id
         self._name = study.study_name
         self._on_stop, self._tell = on_stop, tell
-        self._identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._identity: dict[str, Any] = {**_here(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._text = self.lost = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -240,4 +241,13 @@ def alive(holder: dict[str, Any]) -> bool:
 
 
 def _is_here(holder: dict[str, Any]) -> bool:
-    return bool(holder["host"] == socket.gethostname())
+    return all(holder.get(name) == value for name, value in _here().items())
+
+
+def _here() -> dict[str, str | None]:
+    """Return what processes share that know each other's numbers. Machines may have one name, and so may containers."""
+    boot = namespace = None
+    with contextlib.suppress(OSError):  # of a system that is not Linux
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "pid_namespace": namespace}
