@@ -40,7 +40,8 @@ class Lease:
 
     on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost, or
     cannot be renewed. tell: hears what is waited for. lost: that reason where it is the storage's or another driver's,
-    "" while nothing of the kind has happened.
+    "" while nothing of the kind has happened. died: when the dead driver that had it last renewed it (Unix time), None
+    where there was none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Lease:
         self._on_stop, self._tell = on_stop, tell
         self._identity: dict[str, Any] = {**_here(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._text = self.lost = ""
+        self.died: float | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -66,7 +68,7 @@ class Lease:
         """
         _held.add(self._identity["token"])
         try:
-            while not self._swap(self._free_lease()):
+            while not self._swap(held := self._free_lease()):
                 if _read(self._engine, self._study_id, LEASE) is not None:  # else given back between look and swap
                     raise StorageError(f"study {self._name}: another driver has just started")
                 if not self._study_exists():
@@ -74,6 +76,7 @@ class Lease:
         except BaseException:
             _held.discard(self._identity["token"])
             raise
+        self.died = None if held is None else json.loads(held)["time"]
         self._forget_stop()
         self._thread.start()
 

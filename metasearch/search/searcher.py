@@ -103,7 +103,10 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
         """Take reports as they arrive; return whether the trial should go on."""
         with self._faults_kept():
             if "begun" in result:
-                self._started[self._numbers[trial_id]], self._watches[trial_id] = time.time(), result["begun"]
+                number, now = self._numbers[trial_id], time.time()
+                self._started[number], self._watches[trial_id] = now, result["begun"]
+                if self._gpus:
+                    self._ledger.tell_begun(number, {"started": now, "gpus": self._gpus})
             self._enter_reports(trial_id, result)
             self._progress(self._ledger)
         return trial_id not in self._ended_early
