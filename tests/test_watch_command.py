@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from rich.console import Console
 from metasearch.report.database import Database, open_database
 from metasearch.report.standing import Standing, standing
 from metasearch.search import patience
+from metasearch.search.lease import _here
 from metasearch.search.names import FAILURE, LEASE, LOST
 from metasearch.watch_command import picture, summary
 from tests.command_line import Run
@@ -43,7 +43,7 @@ def database(url: str) -> Database:
 
 def drive(url: str, pid: int) -> None:
     """Give the study a driver: a process of this machine."""
-    lease = {"host": socket.gethostname(), "pid": pid, "token": "other", "time": time.time()}
+    lease = {**_here(), "pid": pid, "token": "other", "time": time.time()}
     optuna.load_study(storage=url, study_name="thirty").set_user_attr(LEASE, lease)
 
 

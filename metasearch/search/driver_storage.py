@@ -27,6 +27,8 @@ from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from metasearch.errors import StorageError
+
 
 def driven(study: Study) -> Study:
     """Return the study on a storage that nobody else writes its trials to; the same one where it is in no database."""
@@ -216,7 +218,8 @@ class DriverStorage(_CachedStorage):
                 session.execute(sqlalchemy.insert(table), rows)
             for trial_id, (state, values) in writes.states.items():
                 trial: Any = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                self._backend.check_trial_is_updatable(trial_id, trial.state)
+                if trial.state.is_finished():
+                    raise StorageError(f"another driver ended trial {trial.number}, which this one runs")
                 if values:
                     stored = [models.TrialValueModel.value_to_stored_repr(value) for value in values]
                     rows = [

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
-from metasearch.search.names import RUN, SPENT
+from metasearch.search.driver_storage import driven, written_together
+from metasearch.search.names import BEGUN, LEFT, RUN, SPENT
 
 
 def gpu_seconds(trials: Iterable[FrozenTrial]) -> float:
@@ -19,3 +21,17 @@ def gpu_seconds(trials: Iterable[FrozenTrial]) -> float:
 def attempt_seconds(run: Mapping[str, Any]) -> float:
     """Return the GPU-seconds of one attempt: its share of a GPU for as long as it took. run: as a trial keeps it."""
     return float(run["gpus"] * (run["ended"] - run["started"])) if "gpus" in run else 0.0
+
+
+def settle(study: Study, died: float) -> None:
+    """Keep the GPU time of what ran when its driver died without a word of it. died: Unix time, by its own clock."""
+    study = driven(study)
+    with written_together(study):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            known = trial.user_attrs
+            begun = known.get(BEGUN)
+            if begun is None or known.get(LEFT) or RUN in known:
+                continue
+            seconds = attempt_seconds(begun | {"ended": max(died, begun["started"])})
+            study._storage.set_trial_user_attr(trial._trial_id, SPENT, known.get(SPENT, 0.0) + seconds)
+            study._storage.set_trial_user_attr(trial._trial_id, BEGUN, None)

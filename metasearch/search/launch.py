@@ -5,8 +5,9 @@ New and interrupted ones are driven alike, so that a search that was interrupted
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Timer
@@ -27,6 +28,7 @@ from metasearch.search.differences import queued_first
 from metasearch.search.early_stopping import SIZE_METRICS, SuccessiveHalving
 from metasearch.search.foreknown import Foreknown, foreknown
 from metasearch.search.garbage import claim
+from metasearch.search.gpu_time import settle
 from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
 from metasearch.search.nodes import Reach, check_nodes
@@ -89,8 +91,8 @@ def run_study(
     """Drive a study, new or interrupted, to its target, then its final runs and controls.
 
     more: than what the study says that it may use; its timeout_s is of this driver alone. accept_versions: go on
-    although other versions made it. Raises StorageError while another driver runs it, InputError if its task or what
-    computes its trials has changed.
+    although other versions made it. Raises StorageError while another driver runs it or when its lease is lost,
+    InputError if its task or what computes its trials has changed.
     """
     with storage_errors(str(storage.url)):
         if name.endswith(CONTROLS):
@@ -111,6 +113,8 @@ def run_study(
         lease = Lease(study, on_stop=stop.set, tell=heard.stage)
         lease.acquire()
         try:
+            if lease.died is not None:
+                settle(study, lease.died)
             description = description_of(load_study(storage, name))  # another driver's work, if it was waited for
             budget = _budget(description).enlarged(more)
             enlarged = replace(description, trials=budget.trials, gpu_hours=budget.gpu_hours)
@@ -121,11 +125,19 @@ def run_study(
                 study.enqueue_trial(config)
             with stopping_on_signals(stop), _cluster_checked(description, resources, heard.stage):
                 search = _Search(storage, study, enlarged, resources, heard, stop, budget.timeout_s)
-                return search.run(final=final)
+                outcome = search.run(final=final)
         except KeyboardInterrupt:  # while the teacher was trained, or the second one
-            return Outcome(study, stopped=stop.reason or "interrupted")
+            with suppress(StorageError), storage_errors(""):
+                if not lease.lost:  # else they are another's now, or out of reach
+                    settle(study, time.time())
+            outcome = Outcome(study, stopped=stop.reason or "interrupted")
         finally:
             lease.release()
+        if outcome.stopped and outcome.stopped == lease.lost:  # nobody asked for it: to be tried again
+            raise StorageError(
+                f"study {name}: {lease.lost}; nothing finished is lost. Go on with: metasearch resume {name}"
+            )
+        return outcome
 
 
 def _budget(description: StudyDescription) -> Budget:

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -38,7 +39,9 @@ class Lease:
     """Holds a study for this process until `release`; a thread renews it and watches for a request to stop.
 
     on_stop: called once, from the thread, with the reason: another process asked for it, or the lease was lost, or
-    cannot be renewed. tell: hears what is waited for.
+    cannot be renewed. tell: hears what is waited for. lost: that reason where it is the storage's or another driver's,
+    "" while nothing of the kind has happened. died: when the dead driver that had it last renewed it (Unix time), None
+    where there was none.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class Lease:
         self._study_id: int = study._study_id
         self._name = study.study_name
         self._on_stop, self._tell = on_stop, tell
-        self._identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        self._text = ""
+        self._identity: dict[str, Any] = {**_here(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._text = self.lost = ""
+        self.died: float | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -64,7 +68,7 @@ class Lease:
         """
         _held.add(self._identity["token"])
         try:
-            while not self._swap(self._free_lease()):
+            while not self._swap(held := self._free_lease()):
                 if _read(self._engine, self._study_id, LEASE) is not None:  # else given back between look and swap
                     raise StorageError(f"study {self._name}: another driver has just started")
                 if not self._study_exists():
@@ -72,6 +76,7 @@ class Lease:
         except BaseException:
             _held.discard(self._identity["token"])
             raise
+        self.died = None if held is None else json.loads(held)["time"]
         self._forget_stop()
         self._thread.start()
 
@@ -124,7 +129,11 @@ class Lease:
         try:
             self._renew_until_done()
         except Exception as error:  # of whatever type: without the thread nobody would hear of it
-            self._on_stop(f"the lease cannot be renewed: {type(error).__name__}: {error}")
+            self._lose(f"the lease cannot be renewed: {type(error).__name__}: {error}")
+
+    def _lose(self, reason: str) -> None:
+        self.lost = " ".join(reason.split())  # a database's own words are often two lines
+        self._on_stop(self.lost)
 
     def _renew_until_done(self) -> None:
         told = False
@@ -139,11 +148,14 @@ class Lease:
                 ours, stop = time.time() - failing_since < EXPIRES_S, False
                 if not ours and not told:
                     told = True
-                    self._on_stop(f"the storage has been away for {EXPIRES_S:.0f} s: {getattr(error, 'orig', error)}")
+                    self._lose(f"the storage has been away for {EXPIRES_S:.0f} s: {getattr(error, 'orig', error)}")
                 continue
             if (stop or not ours) and not told:
                 told = True
-                self._on_stop("stop requested" if stop else "another driver took the study")
+                if stop:
+                    self._on_stop("stop requested")
+                else:
+                    self._lose("another driver took the study")
 
     def _is_ours(self) -> bool:
         """Whether the lease is ours after all: a renewal whose answer was lost with the connection."""
@@ -232,4 +244,13 @@ def alive(holder: dict[str, Any]) -> bool:
 
 
 def _is_here(holder: dict[str, Any]) -> bool:
-    return bool(holder["host"] == socket.gethostname())
+    return all(holder.get(name) == value for name, value in _here().items())
+
+
+def _here() -> dict[str, str | None]:
+    """Return what processes share that know each other's numbers. Machines may have one name, and so may containers."""
+    boot = namespace = None
+    with contextlib.suppress(OSError):  # of a system that is not Linux
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "pid_namespace": namespace}

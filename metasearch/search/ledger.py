@@ -24,6 +24,7 @@ from metasearch.search.driver_storage import driven, written_together
 from metasearch.search.early_stopping import SuccessiveHalving
 from metasearch.search.gpu_time import attempt_seconds, gpu_seconds
 from metasearch.search.kept_folders import KeptFolders
+from metasearch.search.names import BEGUN
 from metasearch.search.objectives import Constraint
 from metasearch.search.pareto import Front
 from metasearch.search.patience import PATIENT, Patience
@@ -126,6 +127,8 @@ class Ledger:
             trial = optuna.Trial(self.study, again[0]) if again else self.study.ask()
             if again:
                 trial.set_user_attr(LEFT, False)
+                if BEGUN in trial.user_attrs:
+                    trial.set_user_attr(BEGUN, None)
             proposal = self._propose(trial)
         if again:
             again.popleft()
@@ -134,6 +137,11 @@ class Ledger:
     def folder_of(self, number: int) -> str | None:
         """Return the folder or URL of a trial's artefacts."""
         return self._folders.of(number)
+
+    def tell_begun(self, number: int, attempt: Mapping[str, float]) -> None:
+        """Keep when a trial has begun and on what share of a GPU, which `settle` reads if this driver dies."""
+        trial, _ = self._asked[number]
+        self._writer.note({trial._trial_id: {BEGUN: dict(attempt)}})
 
     def report(self, number: int, report: EpochReport) -> bool:
         """Take an epoch's report; return whether the trial should go on."""
@@ -165,13 +173,14 @@ class Ledger:
         )
         self._close(number, "PRUNED")
 
-    def tell_lost(self, number: int, cause: str, worker: Mapping[str, Any]) -> None:
+    def tell_lost(self, number: int, cause: str, worker: Mapping[str, Any], *, counts: bool = True) -> None:
         """Put a trial that was lost with its worker back at the head of the queue; RETRIES times, then it failed.
 
-        One that a machine has killed for its memory so often has failed by its own doing.
+        One that a machine has killed for its memory so often has failed by its own doing. counts: whether this is one
+        of those times.
         """
         trial, _ = self._asked[number]
-        kept = self._attempts.lost(number)
+        kept = self._attempts.lost(number) if counts else {}
         if self._attempts.is_given_up(number):
             self._writer.note({trial._trial_id: kept})  # the time of this attempt is told by RUN
             starved = any(text in cause for text in OUT_OF_MEMORY)

@@ -6,8 +6,8 @@ Study attributes (JSON): `metasearch` (a StudyDescription), `lease` (see `lease.
 companion `latency` (the serial measurements).
 Trial attributes: `result` (a TrialResult), `run` (seed, worker, node, times), `failure` (reason and message),
 `curve` of a trial stopped early, `losses` (how often its worker or driver died under it), `left` (true while it waits
-to be run again: a driver that ends meanwhile is no loss), `spent` (GPU-seconds of its attempts before the last), `role`
-of a companion's run.
+to be run again: a driver that ends meanwhile is no loss), `begun` (when its last attempt began, and on what share of a
+GPU), `spent` (GPU-seconds of its attempts before the last), `role` of a companion's run.
 
 Imports neither Optuna nor, for SQLite, SQLAlchemy: together they take a third of a second.
 """
@@ -28,7 +28,7 @@ MEASURED = "measured "
 MEASURED_MS = "measured_latency_ms"
 """What the final runs' serial measurement is called where a study's own `latency_ms` is predicted, for a device."""
 RESULT, RUN, FAILURE, CURVE, ROLE = "result", "run", "failure", "curve", "role"
-LOSSES, LEFT, SPENT = "losses", "left", "spent"
+LOSSES, LEFT, BEGUN, SPENT = "losses", "left", "begun", "spent"
 LOST = "lost"
 """The failure reason of a trial that its machine lost too often; it does not count as finished."""
 

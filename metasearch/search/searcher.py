@@ -103,7 +103,10 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
         """Take reports as they arrive; return whether the trial should go on."""
         with self._faults_kept():
             if "begun" in result:
-                self._started[self._numbers[trial_id]], self._watches[trial_id] = time.time(), result["begun"]
+                number, now = self._numbers[trial_id], time.time()
+                self._started[number], self._watches[trial_id] = now, result["begun"]
+                if self._gpus:
+                    self._ledger.tell_begun(number, {"started": now, "gpus": self._gpus})
             self._enter_reports(trial_id, result)
             self._progress(self._ledger)
         return trial_id not in self._ended_early
@@ -144,7 +147,9 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
         elif error:
             self._ledger.tell_lost(number, self._causes.pop(trial_id, "no cause given"), worker)
         elif lost and outcome is not None and outcome.failure is not None:
-            self._ledger.tell_lost(number, outcome.failure["message"], worker | outcome.worker)
+            # Where others are at work it is the fault of one node, and a worker of theirs takes the trial.
+            counts = outcome.opened or not self._others_at_work()
+            self._ledger.tell_lost(number, outcome.failure["message"], worker | outcome.worker, counts=counts)
         elif outcome is not None and outcome.result is not None:
             self._ledger.tell_result(number, outcome.result, worker | outcome.worker)
         elif outcome is not None and outcome.failure is not None:
@@ -158,6 +163,10 @@ class LedgerSearcher(_NotSaved, Searcher):  # type: ignore[misc]  # ray has no t
             self._stop.set("too many trials were lost")
         self._stop_if_used()
         self._progress(self._ledger)
+
+    def _others_at_work(self) -> bool:
+        """Whether a trial has begun, as far as is known, and has not ended."""
+        return any(self._curves.values()) or (self.announced and bool(self._started))
 
     def _stop_if_used(self) -> None:
         """End the search where the study's trials, those of earlier drivers too, have used its GPU-hours."""

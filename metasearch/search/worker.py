@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -41,17 +42,24 @@ class TrialRequest:
 class TrialOutcome:
     """What became of a trial: a result, or a failure (LOST: the machine's); and where and when (Unix time) it ran.
 
-    Of that, `inside_s` seconds were spent in its own steps, the rest on the way between worker and driver.
+    Of that, `inside_s` seconds were spent in its own steps, the rest on the way between worker and driver. opened:
+    whether what trials share was there, else the trial never began.
     """
 
     result: TrialResult | None
     failure: dict[str, str] | None
     worker: dict[str, Any] = field(default_factory=dict)
+    opened: bool = True
 
 
 GRACE_S = 10.0
 """A trial past its time limit is ended between two epochs; one that hangs so much longer, with its process."""
 TIMED_OUT = "timed_out"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.001, 10.0
+"""Of the pauses before a process that cannot be prepared gives a trial back; each is twice the one before. The twelve
+losses that end a search of one such process take 4 s, and one bad node among good ones keeps nobody busy."""
+BROKEN_EXIT = 70
+"""The exit status of a process that can run no further trial."""
 REPORT_EVERY_S = 0.5
 """Between reports, at least: each takes a turn of the driver's, for which the worker waits."""
 
@@ -81,6 +89,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self._evaluate, self._report_every_s, self._announced = evaluate, report_every_s, announced
         self._timer = None if limit_s is None else HangTimer()
         self._limit_s = math.inf if limit_s is None else limit_s
+        self._broken, self._pause_s = False, FIRST_PAUSE_S
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -100,26 +109,37 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             if failure is None and self._announced:
                 return {"begun": self._watch()}
             if failure is not None:
-                return {"reports": [], "outcome": self._outcome(None, failure), "done": True}
+                return {"reports": [], "outcome": self._outcome(None, failure, opened=False), "done": True}
         reports: list[EpochReport] = []
         outcome = self._train(reports)
         # in a list: Tune flattens dicts
         return {"reports": reports} if outcome is None else {"reports": reports, "outcome": outcome, "done": True}
 
     def _open(self) -> dict[str, str] | None:
-        """Begin the trial, its clock too, once what trials share is there; return why that could not be opened."""
+        """Begin the trial, its clock too, once what trials share is there; return why that could not be opened.
+
+        A broken process ends instead: this trial is lost once, and runs again in a new one.
+        """
+        if self._broken:
+            self.cleanup()
+            os._exit(BROKEN_EXIT)
         if self._prepare is not None:
             try:
                 with machines_turn():
                     self._shared = self._prepare()
             except (MetasearchError, OSError) as error:  # no configuration did it; the next trial tries again
-                return {"reason": LOST, "message": f"{type(error).__name__}: {error}"}
+                return self._unopened(f"{type(error).__name__}: {error}")
             except Exception as error:  # nor this, but it may be a fault of the code
-                return {"reason": LOST, "message": _with_traceback(error)}
+                return self._unopened(_with_traceback(error))
             self._prepare = None
         self._started = time.time()
         self._steps = self._evaluate(self._request, self._shared)
         return None
+
+    def _unopened(self, message: str) -> dict[str, str]:
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return {"reason": LOST, "message": message}
 
     def _watch(self) -> Watch | None:
         return None if self._timer is None else Watch(ray.get_runtime_context().get_node_id(), self._timer.path)
@@ -144,6 +164,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         except (
             Exception
         ) as error:  # a fault in a trial's code: recorded with its traceback, told at the end, not retried
+            self._broken = _cuda_is_broken()
             return self._outcome(None, {"reason": "error", "message": _with_traceback(error)})
         return None
 
@@ -164,7 +185,9 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self._started, self._inside_s = time.time(), 0.0
         self._steps = None
 
-    def _outcome(self, result: TrialResult | None, failure: dict[str, str] | None) -> TrialOutcome:
+    def _outcome(
+        self, result: TrialResult | None, failure: dict[str, str] | None, *, opened: bool = True
+    ) -> TrialOutcome:
         worker = {
             "node": socket.gethostname(),
             "pid": os.getpid(),
@@ -173,7 +196,21 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray has no types
             "inside_s": self._inside_s,
             "seed": self._request.seed,
         }
-        return TrialOutcome(result, failure, worker)
+        return TrialOutcome(result, failure, worker, opened)
+
+
+def _cuda_is_broken() -> bool:
+    """Whether this process can use its GPU no more: after a failed assertion on the device, or an illegal access, every
+    call of CUDA raises for as long as the process lives.
+    """
+    torch = sys.modules.get("torch")  # which a trial that never used it does not load
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _with_traceback(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from itertools import count
 from pathlib import Path
@@ -19,6 +18,7 @@ from metasearch.report.page.follow import follow_page
 from metasearch.report.page.render import PAGE, write_page
 from metasearch.report.page.report import make_report
 from metasearch.search import patience
+from metasearch.search.lease import _here
 from metasearch.search.names import FAILURE, LEASE
 from metasearch.search.store import create_study
 from tests.browser import Browser
@@ -33,7 +33,7 @@ NOBODY = 2**22 + 1
 
 def drive(url: str, name: str, pid: int) -> None:
     """Give the study a driver: a process of this machine."""
-    lease = {"host": socket.gethostname(), "pid": pid, "token": "other", "time": time.time()}
+    lease = {**_here(), "pid": pid, "token": "other", "time": time.time()}
     optuna.load_study(storage=url, study_name=name).set_user_attr(LEASE, lease)
 
 

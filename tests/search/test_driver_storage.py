@@ -9,11 +9,11 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from metasearch.errors import StorageError
 from metasearch.search.driver_storage import DriverStorage, driven, written_together
 from metasearch.search.samplers import make_sampler
 from metasearch.search.store import open_storage
@@ -86,7 +86,7 @@ def test_what_another_process_has_ended_is_not_ended_again(url: str) -> None:
     study = driven(plain)
     trial = study.ask()
     as_stored(study).tell(trial.number, [1.0, 2.0])
-    with pytest.raises(UpdateFinishedTrialError):
+    with pytest.raises(StorageError, match=r"^another driver ended trial 0, which this one runs$"):
         study.tell(trial, [3.0, 4.0])
     assert study.trials[0].values == [1.0, 2.0]
 

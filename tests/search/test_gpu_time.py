@@ -16,8 +16,10 @@ from metasearch.records import TrialResult
 from metasearch.search import launch
 from metasearch.search.attempts import RETRIES, Attempts
 from metasearch.search.budget import NO_MORE, More
+from metasearch.search.gpu_time import gpu_seconds, settle
+from metasearch.search.lease import Lease
 from metasearch.search.ledger import Ledger, Proposal
-from metasearch.search.names import LEFT, LOSSES, SPENT
+from metasearch.search.names import BEGUN, LEASE, LEFT, LOSSES, SPENT
 from metasearch.search.prepare import Options, prepare_study
 from metasearch.search.runner import Resources
 from metasearch.search.samplers import make_sampler
@@ -106,6 +108,65 @@ def test_the_time_of_what_runs_counts_from_its_begin_and_is_kept_by_a_stop(study
     time.sleep(0.02)
     books.leave_running(searcher.gpu_seconds_of_running())
     assert 0.01 <= ledger(study).gpu_seconds < 5
+
+
+def test_what_ran_under_a_driver_that_was_killed_counts_until_its_last_word_and_once(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = searcher_of(ledger(study), StopFlag(), hours=1.0)
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    searcher.suggest("a")
+    searcher.report("a", {"begun": None})
+    for _ in range(2):  # two drivers: the first of them dies before it adopts what was left
+        settle(study, 1060.0)
+        assert gpu_seconds(study.trials) == 30.0
+    assert ledger(study).gpu_seconds == 30.0
+    searcher = searcher_of(ledger(study), StopFlag(), hours=1.0)
+    searcher.suggest("a")
+    settle(study, 5000.0)  # killed before the trial began again
+    assert ledger(study).gpu_seconds == 30.0
+
+
+def test_what_was_lost_or_left_in_good_order_is_not_counted_again(study: Study) -> None:
+    books = ledger(study)
+    searcher = searcher_of(books, StopFlag(), hours=1.0)
+    searcher.suggest("a")
+    searcher.report("a", {"begun": None})
+    books.leave_running({0: 7.0})
+    settle(study, time.time() + 3600)
+    again = ledger(study)
+    assert again.gpu_seconds == 7.0
+    again.ask()
+    settle(study, time.time() + 3600)  # killed before the trial began again
+    assert ledger(study).gpu_seconds == 7.0
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_driver_settles_what_a_killed_one_left_and_at_a_second_interrupt_its_own(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = new_storage(f"sqlite:///{tmp_path / 'studies.db'}")
+    create_study(storage, "s", describe(tmp_path))
+    now = time.time()
+    lease = {"host": "here", "pid": 1, "token": "theirs", "time": now - 600}
+
+    def begin(started: float) -> None:
+        trial = load_study(storage, "s").ask()
+        trial.set_user_attr(BEGUN, {"started": started, "gpus": 0.5})
+
+    def run(search: launch._Search, **_: object) -> launch.Outcome:
+        if not killed:
+            begin(now - 3600)
+            raise KeyboardInterrupt
+        return launch.Outcome(search.study)
+
+    if killed:
+        begin(now - 4200)
+        load_study(storage, "s").set_user_attr(LEASE, lease)
+    monkeypatch.setattr(Lease, "_watched", lambda _, held, holder: held)
+    monkeypatch.setattr(launch._Search, "run", run)
+    launch.run_study(storage, "s", resources=Resources())
+    assert gpu_seconds(load_study(storage, "s").trials) == pytest.approx(1800, abs=60)
 
 
 def test_a_worker_that_died_before_its_trial_began_has_used_nothing(study: Study) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,14 +18,15 @@ import pytest
 from optuna.study import Study
 
 from metasearch.errors import NotFoundError, StorageError
+from metasearch.search import launch
 from metasearch.search import lease as module
 from metasearch.search.lease import Lease, ask_to_stop, holder_of
 from metasearch.search.names import LEASE
-from metasearch.search.store import STOP
+from metasearch.search.store import STOP, create_study, load_study
 from tests.command_line import Run
-from tests.fakes import new_storage
+from tests.fakes import describe, new_storage
 
-HOST = socket.gethostname()
+HERE = module._here()
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def dead_process() -> int:
     return process.pid
 
 
-def hold(study: Study, *, host: str = HOST, pid: int = 1, age_s: float = 0.0) -> None:
-    study.set_user_attr(LEASE, {"host": host, "pid": pid, "token": "theirs", "time": time.time() - age_s})
+def hold(study: Study, *, pid: int = 1, age_s: float = 0.0, **changes: Any) -> None:
+    study.set_user_attr(LEASE, HERE | changes | {"pid": pid, "token": "theirs", "time": time.time() - age_s})
 
 
 def stored(study: Study) -> dict[str, Any]:
@@ -71,7 +71,9 @@ def test_a_second_driver_is_refused_with_the_first_ones_process_and_what_to_do(s
     first = Lease(study, on_stop=quiet)
     first.acquire()
     try:
-        with pytest.raises(StorageError, match=rf"study s: .*process {os.getpid()} on {HOST}.*metasearch stop s"):
+        with pytest.raises(
+            StorageError, match=rf"study s: .*process {os.getpid()} on {HERE['host']}.*metasearch stop s"
+        ):
             Lease(study, on_stop=quiet).acquire()
     finally:
         first.release()
@@ -93,6 +95,18 @@ def test_a_dead_process_on_this_host_loses_its_lease_at_once(study: Study) -> No
     lease.acquire()
     assert stored(study)["token"] == lease._identity["token"]
     lease.release()
+
+
+@pytest.mark.parametrize("name", ["boot", "pid_namespace"])
+@pytest.mark.parametrize("theirs", ["another", None])
+def test_a_process_of_a_machine_or_container_of_the_same_name_is_not_dead_at_once(
+    study: Study, name: str, theirs: str | None
+) -> None:
+    changed: dict[str, Any] = {name: theirs}
+    hold(study, pid=dead_process(), **changed)  # None: an older version did not say
+    assert holder_of(study) is not None
+    hold(study, pid=dead_process(), age_s=module.EXPIRES_S + 1, **changed)
+    assert holder_of(study) is None
 
 
 def test_a_driver_that_got_the_number_of_the_dead_one_takes_over(study: Study) -> None:
@@ -331,6 +345,44 @@ def test_a_storage_that_stays_away_stops_the_driver_and_release_does_not_fail(
     assert "the storage has been away" in heard[0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "code", "told"),
+    [
+        (True, 130, "stopped (stop requested); nothing finished is lost. Go on with: metasearch resume s"),
+        (
+            False,
+            5,
+            "study s: the storage has been away for 0 s: no such table: study_user_attributes; nothing finished",
+        ),
+    ],
+)
+def test_a_driver_that_stops_for_its_storage_is_to_be_tried_again_and_one_that_was_asked_to_is_not(
+    asked: bool, code: int, told: str, tmp_path: Path, metasearch: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_S", 0.02)
+    monkeypatch.setattr(module, "EXPIRES_S", 0.1)
+
+    def run(search: launch._Search, **_: object) -> launch.Outcome:
+        if asked:
+            ask_to_stop(load_study(search.storage, "s"))
+        else:
+            rename("study_user_attributes", "away")
+        wait_for(search.stop.is_set)
+        if not asked:
+            rename("away", "study_user_attributes")
+        return launch.Outcome(search.study, stopped=search.stop.reason)
+
+    def rename(old: str, new: str) -> None:
+        with sqlite3.connect(tmp_path / "studies.db") as connection:
+            connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    monkeypatch.setattr(launch._Search, "run", run)
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    create_study(new_storage(url), "s", describe(tmp_path))
+    ended, _, err = metasearch("resume", "s", "--storage", url)
+    assert (ended, told in err, "metasearch resume s" in err) == (code, True, True)
+
+
 def test_the_lease_is_plain_json_without_the_storage_url(study: Study, tmp_path: Path) -> None:
     lease = Lease(study, on_stop=quiet)
     lease.acquire()
@@ -339,4 +391,4 @@ def test_the_lease_is_plain_json_without_the_storage_url(study: Study, tmp_path:
             "SELECT value_json FROM study_user_attributes WHERE key = ?", (LEASE,)
         ).fetchall()
     lease.release()
-    assert json.loads(text).keys() == {"host", "pid", "token", "time"}
+    assert json.loads(text).keys() == {*HERE, "pid", "token", "time"}

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +25,11 @@ from metasearch.search import pipeline_worker
 from metasearch.search import searcher as searcher_module
 from metasearch.search.attempts import RETRIES
 from metasearch.search.hanging import MACHINE_S, Watch
+from metasearch.search.ledger import MOST_LOST
 from metasearch.search.searcher import LedgerSearcher, Limits, StopByLedger
 from metasearch.search.stopping import StopFlag
 from metasearch.search.store import LOSSES
-from metasearch.search.worker import TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
+from metasearch.search.worker import LONGEST_PAUSE_S, TIMED_OUT, Evaluate, TrialOutcome, TrialRequest, TrialWorker
 from metasearch.tasks import TaskSource, load_task
 from metasearch.teachers import Teacher
 from tests.search.driving import Steps, evaluation, ledger, new_study, nothing, prepared, reasons
@@ -82,6 +84,74 @@ def test_a_fault_of_the_code_that_prepares_is_lost_with_its_traceback_and_a_miss
         assert failure["reason"] == "lost"
         assert ("in faulty" in failure["message"]) == lines
         assert ("\n" in failure["message"]) == lines
+
+
+def test_a_process_that_cannot_be_prepared_pauses_ever_longer_and_soon_ends_a_search_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing() -> None:
+        raise FileNotFoundError("the data set has gone")
+
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    worker = worker_of(evaluation(nothing), missing)
+    for number in range(20):
+        assert not worker.step()["outcome"].opened
+        worker.reset_config({"request": TrialRequest(number, {"x": 0.5}, seed=3)})
+    assert pauses == sorted(pauses)
+    assert sum(pauses[: MOST_LOST * (RETRIES + 1)]) < 5
+    assert pauses[-1] == LONGEST_PAUSE_S
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_one_node_whose_workers_cannot_be_prepared_stops_no_search_of_others_that_are_at_work(
+    study: Study, announced: bool
+) -> None:
+    stop, limits = StopFlag(), Limits(trial_s=60.0 if announced else None)
+    books = ledger(study, 9)
+    searcher = LedgerSearcher(books, at_once=lambda: 2, limits=limits, stop=stop)
+    unopened = TrialOutcome(None, {"reason": "lost", "message": "no data"}, opened=False)
+    searcher.suggest("good")
+    epoch = EpochReport("distill", 1, 3, 0.1, 0.5, 10, 0.1, 1.0, 0.1)
+    searcher.report("good", {"begun": None} if announced else {"reports": [epoch]})
+    for index in range(20):
+        searcher.suggest(f"bad{index}")
+        searcher.on_trial_complete(f"bad{index}", {"outcome": unopened})
+    assert not stop.is_set()
+    assert (reasons(study), LOSSES in study.trials[1].user_attrs) == ({}, False)
+    result = TrialResult({"x": 0.5}, 3, {"val_accuracy": 0.5, "macs": 1.0})
+    searcher.on_trial_complete("good", {"outcome": TrialOutcome(result, None)})
+    for index in range(MOST_LOST * (RETRIES + 1)):  # now it alone is there
+        assert not stop.is_set()
+        searcher.suggest(f"worse{index}")
+        searcher.on_trial_complete(f"worse{index}", {"outcome": unopened})
+    assert searcher.fault is None
+    assert stop.reason == "too many trials were lost"
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_process_whose_cuda_is_broken_ends_as_the_next_trial_begins_there(
+    sticky: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(request: TrialRequest, epoch: int) -> None:
+        if request.number == 0:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def synchronize() -> None:
+        if sticky:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def leave(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(os, "_exit", leave)
+    worker = worker_of(evaluation(act))
+    assert worker.step()["outcome"].failure["reason"] == "error"
+    worker.reset_config({"request": TrialRequest(1, {"x": 0.5}, seed=3)})
+    with pytest.raises(SystemExit) if sticky else nullcontext():
+        assert "outcome" not in worker.step()
 
 
 def test_a_trial_of_which_tune_wrote_no_error_is_lost_all_the_same(study: Study) -> None:
