@@ -292,7 +292,7 @@ def test_a_search_that_is_interrupted_terminated_stopped_and_out_of_time_loses_n
             assert "ray" not in err.lower()
             wait_until(lambda sid=process.pid: not members(sid), timeout_s=30, what="every process ends")  # type: ignore[misc]
         assert 0 < finished_at(url) < target
-    done = subprocess.run((*resume, "--timeout", "15s"), check=False, capture_output=True, text=True)
+    done = subprocess.run((*resume, "--timeout", "10s"), check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "controls, on the test split" in done.stdout  # a limit ends the trials alone
     study = study_at(url)
