@@ -60,11 +60,11 @@ def check_sizes(model: onnx.ModelProto) -> int:
     try:
         onnx.checker.check_model(model)
         model = inline_local_functions(model)  # what they compute counts, too
-        if model.functions:  # it leaves those of another opset, in silence
-            raise ValueError(f"{DOMAIN}.{FUNCTION} must be of the opset of its graph")
         shapes = _Shapes(model).known
     except Exception as error:  # of ONNX's checker, its inference and its reference operators, which share no base
         raise ValueError(f"does not pass ONNX's checker ({first_line(error)})") from error
+    if model.functions:  # of another opset: they were left, in silence
+        raise ValueError(f"{DOMAIN}.{FUNCTION} must be of the opset of its graph")
     total = 0
     for node in model.graph.node:
         for name in filter(None, node.output):

@@ -5,7 +5,6 @@ Nothing of the bundle is run but its two graphs, and those only after they passe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 
 from metasearch.bundle import predict as script
 from metasearch.bundle.contents import MODEL, PORTABLE, PROGRAM, REFERENCES, SCRIPT, WEIGHTS, Bundle, read_bundle
-from metasearch.bundle.graph import MOST_VALUES, fitting_batch
+from metasearch.bundle.graph import fitting_batch
 from metasearch.bundle.parity import (
     INT8_AGREEMENT,
     Parity,
@@ -112,7 +111,7 @@ def _sampled(bundle: Bundle) -> Sample:
     """
     session, values = open_model(bundle)
     at_once = max(2, fitting_batch(RANDOM_INPUTS - 1, values, bundle.input_shape))
-    fitting = min(RANDOM_INPUTS, MOST_VALUES // math.prod(bundle.input_shape))
+    fitting = fitting_batch(RANDOM_INPUTS, 0, bundle.input_shape)  # as inputs alone
     inputs = _random_inputs(bundle, max(at_once + 1, fitting - (fitting % at_once == 0)))
     logits = foreign_logits(onnx_network(session), inputs, place=bundle.path(MODEL), at_once=at_once)
     return Sample(inputs, logits, at_once)

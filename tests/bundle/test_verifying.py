@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from metasearch.bundle import graph, parity, verifying
+from metasearch.bundle import graph, parity
 from metasearch.bundle.contents import MODEL, PORTABLE, PROGRAM, SCRIPT, WEIGHTS
 from metasearch.bundle.graph import check_sizes
 from metasearch.bundle.predict import logits_of
@@ -248,8 +248,7 @@ def test_fewer_inputs_are_run_at_once_of_a_network_that_computes_much(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = check_sizes(onnx.load(str(stand_in / MODEL)))
-    for module in (graph, verifying):
-        monkeypatch.setattr(module, "MOST_VALUES", 5 * (values + 64))
+    monkeypatch.setattr(graph, "MOST_VALUES", 5 * (values + 64))
     batches = []
 
     def counted(session: Any, inputs: np.ndarray) -> np.ndarray:

@@ -85,13 +85,18 @@ def test_after_a_batch_a_free_replica_waits_for_as_many_again_but_not_for_ever()
     batched(test)
 
 
+async def answer_after(seconds: float, batcher: Batcher, replica: Replica) -> None:
+    """Let the first batch, of three bodies, take so long, and those that follow no time."""
+    first = asyncio.create_task(batcher.answers(letters("xyz")))
+    await asyncio.sleep(seconds)
+    replica.released.set()
+    await first
+
+
 def test_a_free_replica_waits_half_as_long_as_its_last_batch_took() -> None:
     async def test(replica: Replica) -> None:
         batcher = make(replica)
-        first = asyncio.create_task(batcher.answers(letters("xyz")))
-        await asyncio.sleep(0.4)
-        replica.released.set()
-        await first
+        await answer_after(0.4, batcher, replica)
         tasks = await ask_each(batcher, "a")
         tasks += await ask_each(batcher, "bc")
         await asyncio.gather(*tasks)
@@ -103,10 +108,7 @@ def test_a_free_replica_waits_half_as_long_as_its_last_batch_took() -> None:
 def test_nobody_waits_long_for_others_after_a_batch_that_took_long() -> None:
     async def test(replica: Replica) -> None:
         batcher = make(replica)
-        first = asyncio.create_task(batcher.answers(letters("xyz")))
-        await asyncio.sleep(1.0)
-        replica.released.set()
-        await first
+        await answer_after(1.0, batcher, replica)
         assert await asyncio.wait_for(batcher.answers(letters("a")), 0.4) == ["a"]
 
     batched(test)

@@ -135,9 +135,11 @@ def test_a_service_that_did_not_answer_is_asked_again(opened: Browser) -> None:
         show(opened, address)
         opened.evaluate("fetched = fetch; fetch = () => Promise.reject(); showModel(); 0")
         opened.wait("!document.getElementById('again').hidden")
+        assert opened.evaluate(f"{PROBLEM}.textContent")
         opened.evaluate("fetch = fetched; document.getElementById('again').click()")
         opened.wait("document.getElementById('again').hidden")
         opened.wait(f"{PROBLEM}.hidden")
+        assert not opened.evaluate("document.getElementById('drop').hidden")
 
 
 def test_the_keyboard_reaches_the_file_chooser(opened: Browser) -> None:
