@@ -8,8 +8,10 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from metasearch.search.driver_storage import driven, written_together
+from metasearch.search.driver_storage import driven
 from metasearch.search.names import BEGUN, LEFT, RUN, SPENT
+from metasearch.search.patience import PATIENT
+from metasearch.search.writing import TrialWriter
 
 
 def gpu_seconds(trials: Iterable[FrozenTrial]) -> float:
@@ -25,13 +27,13 @@ def attempt_seconds(run: Mapping[str, Any]) -> float:
 
 def settle(study: Study, died: float) -> None:
     """Keep the GPU time of what ran when its driver died without a word of it. died: Unix time, by its own clock."""
-    study = driven(study)
-    with written_together(study):
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            known = trial.user_attrs
-            begun = known.get(BEGUN)
-            if begun is None or known.get(LEFT) or RUN in known:
-                continue
-            seconds = attempt_seconds(begun | {"ended": max(died, begun["started"])})
-            study._storage.set_trial_user_attr(trial._trial_id, SPENT, known.get(SPENT, 0.0) + seconds)
-            study._storage.set_trial_user_attr(trial._trial_id, BEGUN, None)
+    study, spent = driven(study), {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        known = trial.user_attrs
+        begun = known.get(BEGUN)
+        if begun is None or known.get(LEFT) or RUN in known:
+            continue
+        seconds = attempt_seconds(begun | {"ended": max(died, begun["started"])})
+        spent[trial._trial_id] = {SPENT: known.get(SPENT, 0.0) + seconds, BEGUN: None}
+    if spent:
+        TrialWriter(study, PATIENT).note(spent, leaving=True)
